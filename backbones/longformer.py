@@ -1,0 +1,103 @@
+"""Longformer (Beltagy et al. 2020) as LOCORE uses it: the query's tokens and every SEP are global tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.blocks import key_mask
+from backbones.encoder import ListLayout, SequenceEncoder
+from backbones.ops.window_attention import window_attention
+from backbones.registry import register
+
+
+class LongformerAttention(nn.Module):
+    """Window attention with global tokens; rows of global tokens have projections of their own and see everything."""
+
+    def __init__(self, width: int, heads: int, window: int):
+        super().__init__()
+        if width % heads or window % 2:
+            raise ValueError(f"Width {width} must be a multiple of {heads} heads, and the window {window} even.")
+        self.heads, self.reach = heads, window // 2
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query_global, self.key_global, self.value_global = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+        # Equal queries and keys at the start, see backbones.blocks.Attention; the global ones are copies, as published.
+        for other in (self.key, self.query_global, self.key_global):
+            other.load_state_dict(self.query.state_dict())
+        self.value_global.load_state_dict(self.value.state_dict())
+
+    def forward(self, x: Tensor, real: Tensor, global_: Tensor) -> Tensor:
+        """x (B, T, D), real (B, T), global_ (T,) -> (B, T, D)."""
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        mixed = window_attention(
+            heads(self.query(x)), heads(self.key(x)), heads(self.value(x)), real, global_, self.reach
+        )
+        index = global_.nonzero().flatten()
+        rows = F.scaled_dot_product_attention(
+            heads(self.query_global(x[:, index])),
+            heads(self.key_global(x)),
+            heads(self.value_global(x)),
+            key_mask(real),
+        )
+        mixed = mixed.index_copy(2, index, rows.to(mixed.dtype)).transpose(1, 2).flatten(2)
+        # A masked token gathers nothing, as published: its score comes from its own embedding.
+        return self.output(torch.where(real[:, :, None], mixed, mixed.new_zeros(())))
+
+
+class LongformerLayer(nn.Module):
+    """BERT's post-norm layer around `LongformerAttention`."""
+
+    def __init__(self, width: int, heads: int, inner: int, window: int, dropout: float):
+        super().__init__()
+        self.attention = LongformerAttention(width, heads, window)
+        self.attention_norm, self.output_norm = nn.LayerNorm(width, eps=1e-5), nn.LayerNorm(width, eps=1e-5)
+        self.intermediate, self.output = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, real: Tensor, global_: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, real, global_)))
+        return self.output_norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
+
+
+@register(
+    "longformer",
+    mini={"width": 192, "depth": 4, "heads": 6, "window": 64},
+    tiny={"width": 512, "depth": 4, "heads": 8, "window": 1024},
+    small={"width": 768, "depth": 6, "heads": 12, "window": 512},
+    base={"width": 768, "depth": 12, "heads": 12, "window": 512},
+)
+class Longformer(SequenceEncoder):
+    """Longformer encoder; tiny, small and base are the paper's (Table A).
+
+    Args:
+        width: D. depth: layers. heads: attention heads. window: tokens, both sides together.
+        expansion: feed-forward width over D. dropout: of each residual branch.
+    """
+
+    def __init__(
+        self,
+        width: int = 192,
+        depth: int = 4,
+        heads: int = 6,
+        window: int = 64,
+        expansion: float = 4,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.hidden_size = width
+        self.layers = nn.ModuleList(
+            LongformerLayer(width, heads, int(width * expansion), window, dropout) for _ in range(depth)
+        )
+
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        global_ = layout.sep(tokens.device)
+        global_[layout.query] = True
+        global_ = F.pad(global_, (0, tokens.shape[1] - layout.tokens))
+        for layer in self.layers:
+            tokens = self.run(layer, tokens, mask, global_)
+        return tokens

@@ -1,0 +1,57 @@
+"""Pairs: each candidate sees itself and the query, the query sees itself. It shows what reading the list adds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from backbones.blocks import Attention, FeedForward, key_mask
+from backbones.encoder import ListLayout, SequenceEncoder
+from backbones.registry import register
+
+
+class PairLayer(nn.Module):
+    """The layer of `backbones.transformer`, with every candidate in a list of its own."""
+
+    def __init__(self, width: int, heads: int, inner: int):
+        super().__init__()
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, inner)
+
+    def forward(self, x: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        h = self.attention_norm(x)
+        query, candidates = h[:, layout.query], h[:, layout.block :].unflatten(1, (-1, layout.block))
+        query_real, real = mask[:, layout.query], mask[:, layout.block :].unflatten(1, (-1, layout.block))
+        pairs = torch.cat([candidates, query[:, None].expand_as(candidates)], dim=2).flatten(0, 1)
+        pairs_real = torch.cat([real, query_real[:, None].expand_as(real)], dim=2).flatten(0, 1)
+        fused = self.attention(candidates.flatten(0, 1), pairs, key_mask(pairs_real))
+        fused = fused.unflatten(0, candidates.shape[:2]).flatten(1, 2)
+        x = x + torch.cat([self.attention(query, query, key_mask(query_real)), fused], dim=1)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+@register(
+    "pairwise",
+    mini={"width": 192, "depth": 4, "heads": 6},
+    tiny={"width": 512, "depth": 6, "heads": 8},
+    small={"width": 768, "depth": 8, "heads": 12},
+    base={"width": 768, "depth": 16, "heads": 12},
+)
+class Pairwise(SequenceEncoder):
+    """Pre-norm transformer over (query, candidate) pairs; time linear in the number of candidates.
+
+    Args:
+        width: D. depth: layers. heads: attention heads. expansion: feed-forward width over D.
+    """
+
+    def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):
+        super().__init__()
+        self.hidden_size = width
+        self.layers = nn.ModuleList(PairLayer(width, heads, int(width * expansion)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        list_, padding = tokens[:, : layout.tokens], tokens[:, layout.tokens :]
+        for layer in self.layers:
+            list_ = self.run(layer, list_, layout, mask[:, : layout.tokens])
+        return torch.cat([self.norm(list_), padding], dim=1)

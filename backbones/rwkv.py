@@ -1,0 +1,112 @@
+"""Bidirectional RWKV-4, as in Vision-RWKV (Duan et al. 2024), interleaved with query attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.blocks import zero_masked
+from backbones.encoder import ListLayout
+from backbones.ops.wkv import LOWEST, wkv
+from backbones.query_attention import InterleavedEncoder
+from backbones.registry import register
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """(B, T, D): each token's first half of channels from the token before it, the second half from the one behind."""
+    before, behind = x.chunk(2, dim=-1)
+    return torch.cat([F.pad(before[:, :-1], (0, 0, 1, 0)), F.pad(behind[:, 1:], (0, 0, 0, 1))], dim=-1)
+
+
+class TimeMix(nn.Module):
+    """Token shift, then the gated WKV average."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        ramp = torch.arange(width) / max(width - 1, 1)
+        self.mix_key, self.mix_value, self.mix_receptance = (nn.Parameter(ramp.clone()) for _ in range(3))
+        # A decay over the whole sequence of e^w: from growing slowly with distance to forgetting within a few blocks.
+        self.decay = nn.Parameter(-1 + 33 * ramp**2)
+        self.bonus = nn.Parameter(torch.zeros(width))
+        self.key, self.value, self.receptance, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        x = zero_masked(x, mask)
+        shifted = neighbours(x)
+        key = self.key(torch.lerp(shifted, x, self.mix_key))
+        value = self.value(torch.lerp(shifted, x, self.mix_value))
+        gate = torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance)))
+        key = key.masked_fill(~mask[:, :, None], LOWEST)
+        operands = (self.decay / layout.tokens, self.bonus, key, value)
+        with torch.autocast(x.device.type, enabled=False):
+            mean = wkv(*(t.float() if t.dtype != torch.float64 else t for t in operands))
+        return self.output(gate * mean)
+
+
+class ChannelMix(nn.Module):
+    """Token shift, then a gated feed-forward with a squared ReLU."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        ramp = torch.arange(width) / max(width - 1, 1)
+        self.mix_key, self.mix_receptance = (nn.Parameter(ramp.clone()) for _ in range(2))
+        self.key, self.value = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.receptance = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = zero_masked(x, mask)
+        shifted = neighbours(x)
+        inner = torch.relu(self.key(torch.lerp(shifted, x, self.mix_key))).square()
+        return torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance))) * self.value(inner)
+
+
+class BidirectionalRWKV(nn.Module):
+    """One layer: time mix and channel mix, each behind a layer norm and beside a residual."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.time_norm, self.channel_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.time_mix, self.channel_mix = TimeMix(width), ChannelMix(width, inner)
+
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        """tokens (B, T', D), mask (B, T') -> (B, T', D)."""
+        tokens = tokens + self.time_mix(self.time_norm(tokens), layout, mask)
+        return tokens + self.channel_mix(self.channel_norm(tokens), mask)
+
+
+@register(
+    "rwkv",
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 2, "expansion": 2},
+    tiny={"width": 384, "depth": 6, "heads": 6},
+    small={"width": 512, "depth": 10, "heads": 8},
+    base={"width": 768, "depth": 8, "heads": 12},
+)
+class RWKV(InterleavedEncoder):
+    """Bidirectional RWKV with query attention. The sizes are ours: the paper publishes none.
+
+    Args:
+        width: D. depth: layers. query_attention_layers: those that query attention follows, None = all.
+        heads: heads of query attention. mixer_expansion: channel mix's inner width over D.
+        expansion: query attention's feed-forward width over D.
+    """
+
+    def __init__(
+        self,
+        width: int = 192,
+        depth: int = 4,
+        query_attention_layers: Sequence[int] | None = None,
+        heads: int = 6,
+        mixer_expansion: float = 4,
+        expansion: float = 4,
+    ):
+        super().__init__(
+            width,
+            depth,
+            lambda: BidirectionalRWKV(width, int(width * mixer_expansion)),
+            query_attention_layers,
+            heads,
+            expansion,
+        )

@@ -1,0 +1,122 @@
+"""What every dataset becomes: image sets and the right answers."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from backbones.registry import Registry
+
+benchmarks = Registry("benchmark", "locore.datasets", "locore.benchmarks")
+
+
+class ImageSet(ABC):
+    """Images in a fixed order.
+
+    Attributes:
+        names: one for each image, for people and files.
+        labels: (N,) int64 class of each image.
+        fingerprint: changes whenever a pixel may have changed; descriptors are cached under it.
+    """
+
+    names: Sequence[str]
+    labels: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def image(self, index: int) -> Image.Image:
+        """The image, RGB.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+
+    def subset(self, indices: np.ndarray) -> Subset:
+        """Some of the images, in the order given."""
+        return Subset(self, indices)
+
+
+class Subset(ImageSet):
+    """Rows of another image set."""
+
+    def __init__(self, base: ImageSet, indices: np.ndarray):
+        self.base, self.indices = base, np.asarray(indices, dtype=np.int64)
+        self.names = [base.names[i] for i in self.indices]
+        self.labels = base.labels[self.indices]
+        self.fingerprint = hashlib.sha256(base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+
+    def image(self, index: int) -> Image.Image:
+        return self.base.image(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The answers of one protocol: for each query the gallery indices that are right, and those that do not count.
+
+    Whatever is neither is wrong.
+    """
+
+    positive: list[np.ndarray]
+    junk: list[np.ndarray]
+
+    @classmethod
+    def from_labels(cls, queries: np.ndarray, gallery: np.ndarray, self_index: np.ndarray | None = None) -> Relevance:
+        """Images of the query's class are right; nothing is junk.
+
+        Args:
+            queries: (Q,) labels. gallery: (N,) labels. self_index: (Q,) each query's own place in the gallery.
+        """
+        order = np.argsort(gallery, kind="stable")
+        low, high = (np.searchsorted(gallery[order], queries, side) for side in ("left", "right"))
+        positive = [np.sort(order[a:b]) for a, b in zip(low, high, strict=True)]
+        if self_index is not None:
+            positive = [p[p != own] for p, own in zip(positive, self_index, strict=True)]
+        return cls(positive, [np.empty(0, dtype=np.int64)] * len(queries))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Queries, the gallery that is searched, and the right answers.
+
+    Attributes:
+        train: images of classes that are in neither queries nor gallery; None where a benchmark has none.
+        queries: those that every protocol asks about. gallery: all images searched.
+        protocols: the right answers, by the name of the protocol.
+        self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
+        ks: the k of the recalls that the benchmark reports.
+    """
+
+    name: str
+    train: ImageSet | None
+    queries: ImageSet
+    gallery: ImageSet
+    protocols: dict[str, Relevance]
+    self_index: np.ndarray | None = None
+    ks: tuple[int, ...] = (1, 10, 100)
+
+    @classmethod
+    def leave_one_out(cls, name: str, train: ImageSet, test: ImageSet, max_queries: int | None = None) -> Benchmark:
+        """Every test image with a second of its class asks for the others, or a fixed draw of `max_queries` of them."""
+        counts = np.unique(test.labels, return_inverse=True, return_counts=True)
+        index = np.flatnonzero(counts[2][counts[1]] > 1)
+        if not len(index):
+            raise ValueError(f"Benchmark '{name}' has no test class with two images, so nothing can be asked.")
+        if max_queries is not None and max_queries < len(index):
+            index = np.sort(np.random.default_rng(0).choice(index, max_queries, replace=False))
+        queries = test.subset(index)
+        return cls(
+            name=name,
+            train=train,
+            queries=queries,
+            gallery=test,
+            protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
+            self_index=index,
+        )

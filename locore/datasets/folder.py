@@ -1,0 +1,99 @@
+"""Any folder or zip with one sub-folder a class: the first half of the classes trains, the second half tests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class FileImages(ImageSet):
+    """Image files below a folder or inside a zip."""
+
+    def __init__(self, root: Path, names: list[str], labels: np.ndarray, fingerprint: str):
+        self.root, self.names, self.labels, self.fingerprint = root, names, labels, fingerprint
+        self._zip: zipfile.ZipFile | None = None
+
+    def image(self, index: int) -> Image.Image:
+        name = self.names[index]
+        try:
+            with Image.open(self._open(name)) as image:
+                return _on_white(image)
+        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
+            ) from error
+
+    def _open(self, name: str):
+        if self.root.is_dir():
+            return self.root / name
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.root)
+        return io.BytesIO(self._zip.read(name))
+
+
+@benchmarks.register("folder")
+def folder(path: str, max_queries: int | None = None) -> Benchmark:
+    """Leave-one-out retrieval over the second half of the classes, in sorted order of their folders' names.
+
+    Args:
+        path: a folder, or a zip of one. An image's class is the folder that it lies in.
+        max_queries: ask a fixed draw of so many queries instead of all.
+
+    Raises:
+        ValueError: the path is missing or no zip, or holds fewer than four classes.
+    """
+    root = Path(path).expanduser()
+    entries = _entries(root)
+    classes = sorted({str(PurePosixPath(name).parent) for name, _ in entries})
+    if len(classes) < 4:
+        raise ValueError(
+            f"{root} has {len(entries)} images in {len(classes)} sub-folders; a benchmark needs one sub-folder a class "
+            "and at least four classes."
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[str(PurePosixPath(name).parent)] for name, _ in entries])
+    train, test = (
+        FileImages(
+            root,
+            [entries[i][0] for i in rows],
+            labels[rows],
+            hashlib.sha256(repr([entries[i] for i in rows]).encode()).hexdigest(),
+        )
+        for rows in (np.flatnonzero(labels < len(classes) // 2), np.flatnonzero(labels >= len(classes) // 2))
+    )
+    return Benchmark.leave_one_out(root.stem, train, test, max_queries)
+
+
+def _entries(root: Path) -> list[tuple[str, tuple[int, int]]]:
+    """Name and (size, checksum or time of change) of every image, sorted by name."""
+    if root.is_dir():
+        files = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        return sorted((p.relative_to(root).as_posix(), (p.stat().st_size, p.stat().st_mtime_ns)) for p in files)
+    if not root.exists():
+        raise ValueError(f"No folder or zip at '{root}'; set folder.path to one with a sub-folder for each class.")
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return sorted(
+                (info.filename, (info.file_size, info.CRC))
+                for info in archive.infolist()
+                if PurePosixPath(info.filename).suffix.lower() in SUFFIXES
+            )
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"'{root}' is neither a folder nor a readable zip ({error}).") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent shown on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

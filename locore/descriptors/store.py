@@ -1,0 +1,88 @@
+"""Descriptors in memory, and on disk in the layout of AMES and LOCORE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from locore.files import atomic
+
+LEADING = 5  # columns before a local descriptor: x, y, scale index, mask (1 = missing), weight
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Descriptors of images; every tensor has the same leading dimensions.
+
+    Attributes:
+        global_: (..., Dg), L2-normalised.
+        local: (..., L, D). position: (..., L, 2), x and y in [0, 1]. scale: (..., L) long.
+        mask: (..., L) bool, True = real. weight: (..., L), the detector's, best first.
+    """
+
+    global_: Tensor
+    local: Tensor
+    position: Tensor
+    scale: Tensor
+    mask: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.global_)
+
+    def __getitem__(self, index) -> Descriptors:
+        """Descriptors of some images: one indexed read of each tensor."""
+        return Descriptors(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, device: torch.device) -> Descriptors:
+        """The same on a device, floating-point tensors as float32."""
+        return Descriptors(
+            *(
+                value.to(device, torch.float32 if value.is_floating_point() else None)
+                for value in (getattr(self, f.name) for f in fields(self))
+            )
+        )
+
+
+def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:
+    """Write HDF5 atomically: `features` (N, L, 5 + D) as AMES and LOCORE have it, and `global` (N, Dg), with checksums."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, rows in (("features", features), ("global", globals_)):
+            chunk = (min(len(rows), 256), *rows.shape[1:])
+            file.create_dataset(name, data=rows, chunks=chunk, fletcher32=True)
+
+
+def read_arrays(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`global` and `features` of a file that `write` made.
+
+    Raises:
+        ValueError: the file is damaged, or has not so many rows.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            globals_, features = file["global"][:], file["features"][:]
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if len(globals_) != rows or len(features) != rows or features.ndim != 3 or features.shape[2] <= LEADING:
+        raise ValueError(f"{path} is damaged: shapes {globals_.shape} and {features.shape} for {rows} images.")
+    return globals_, features
+
+
+def unpack(globals_: np.ndarray, features: np.ndarray) -> Descriptors:
+    """The arrays of a file as `Descriptors`; values keep their precision."""
+    columns = torch.from_numpy(features)
+    return Descriptors(
+        global_=torch.from_numpy(globals_),
+        local=columns[..., LEADING:],
+        position=columns[..., 0:2],
+        scale=columns[..., 2].long(),
+        mask=columns[..., 3] == 0,
+        weight=columns[..., 4],
+    )

@@ -1,0 +1,16 @@
+"""Intervals of a mean over queries, resampled by class: queries of one class are not independent."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def interval(
+    values: np.ndarray, groups: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` (Q,), whole `groups` (Q,) drawn with replacement."""
+    _, group = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(group, values), np.bincount(group)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,160 @@
+"""One protocol of a benchmark: global, re-ranked, ensemble and oracle rankings, measured on the same queries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locore.datasets.benchmark import Relevance
+from locore.descriptors.store import Descriptors
+from locore.evaluation.bootstrap import interval
+from locore.evaluation.metrics import all_metrics, relevance
+from locore.progress import track
+from locore.reranking.ensemble import Ensemble
+from locore.reranking.reranker import Ranking, Reranker, Shortlist
+from locore.retrieval import Neighbours, search
+
+
+@dataclass(frozen=True)
+class Search:
+    """What re-ranking starts from: queries with a right answer, their neighbours, and what is right.
+
+    Attributes:
+        rows: (Q,) which of the queries. neighbours: depth enough for every metric. right: (Q, depth) bool.
+        positives: (Q,) right images in the whole gallery. groups: (Q,) class of each query.
+    """
+
+    queries: Descriptors
+    gallery: Descriptors
+    rows: np.ndarray
+    neighbours: Neighbours
+    right: np.ndarray
+    positives: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        queries: Descriptors,
+        gallery: Descriptors,
+        answers: Relevance,
+        groups: np.ndarray,
+        self_index: np.ndarray | None,
+        depth: int,
+    ) -> Search:
+        """Search every query that has a right image, `depth` or as deep as mAP@R needs.
+
+        Raises:
+            ValueError: the gallery is smaller than the depth.
+        """
+        rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
+        if not len(rows):
+            raise ValueError("No query of this protocol has a right image in the gallery.")
+        positive = [answers.positive[row] for row in rows]
+        positives = np.array([len(p) for p in positive])
+        neighbours = search(
+            queries.global_[rows].float().numpy(),
+            gallery.global_.float().numpy(),
+            max(depth, int(positives.max())),
+            None if self_index is None else self_index[rows],
+            [answers.junk[row] for row in rows],
+        )
+        right = relevance(neighbours.indices, positive)
+        return cls(queries, gallery, rows, neighbours, right, positives, groups[rows])
+
+    def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
+        """Re-rank the first `candidates` of every list."""
+        head = self.neighbours.first(candidates)
+        rankings, seconds = [], 0.0
+        for start in track(range(0, len(self.rows), batch), "re-ranking"):
+            part = slice(start, start + batch)
+            shortlist = Shortlist.gather(
+                self.queries,
+                torch.from_numpy(self.rows[part]),
+                self.gallery,
+                torch.from_numpy(head.indices[part]),
+                device,
+            )
+            begun = time.perf_counter()
+            ranking = reranker.rerank(shortlist)
+            rankings.append(Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu()))
+            seconds += time.perf_counter() - begun
+        scored = [r.scores for r in rankings if r.scores is not None]
+        return Reranked(
+            order=torch.cat([r.order for r in rankings]),
+            scores=torch.cat(scored) if scored else None,
+            similarities=torch.from_numpy(head.similarities),
+            milliseconds_a_list=1000 * seconds / len(self.rows),
+        )
+
+    def metrics(self, order: Tensor | None, ks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Every metric of every query, its first K places put in `order` (Q, K); None = as searched."""
+        return all_metrics(self.right if order is None else self.reordered(order), self.positives, ks)
+
+    def reordered(self, order: Tensor) -> np.ndarray:
+        """(Q, depth) relevance with the head in `order` and the tail untouched."""
+        places = order.numpy()
+        head = np.take_along_axis(self.right, places, axis=1)
+        return np.concatenate([head, self.right[:, places.shape[1] :]], axis=1)
+
+    def oracle(self, candidates: int) -> Tensor:
+        """The best order of the same shortlist."""
+        return torch.from_numpy(np.argsort(~self.right[:, :candidates], axis=1, kind="stable"))
+
+    def shortlist_recall(self, candidates: int) -> np.ndarray:
+        """(Q,) share of a query's right images that its shortlist holds."""
+        return self.right[:, :candidates].sum(axis=1) / np.minimum(self.positives, candidates)
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What a re-ranker made of every shortlist: order and scores (Q, K), and how long a list took."""
+
+    order: Tensor
+    scores: Tensor | None
+    similarities: Tensor
+    milliseconds_a_list: float
+
+    def ensemble(self, ensemble: Ensemble) -> Tensor:
+        """(Q, K) order by global and local score together."""
+        if self.scores is None:
+            raise ValueError("This re-ranker gives an order without scores, so it cannot enter an ensemble.")
+        return ensemble(self.similarities, self.scores).argsort(dim=1, descending=True, stable=True)
+
+
+def summary(
+    searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int, ks: Sequence[int]
+) -> tuple[dict, dict[str, dict[str, np.ndarray]]]:
+    """The table of one protocol: means in percent, and differences to global with their 95 % intervals.
+
+    Returns:
+        The table for `metrics.json`, and each method's metrics of each query.
+    """
+    methods = {
+        "global": searched.metrics(None, ks),
+        "reranked": searched.metrics(reranked.order, ks),
+        "ensemble": searched.metrics(reranked.ensemble(ensemble), ks),
+        "oracle": searched.metrics(searched.oracle(candidates), ks),
+    }
+    percent = {m: {name: 100 * float(v.mean()) for name, v in values.items()} for m, values in methods.items()}
+
+    def differences(method: str) -> dict[str, list[float]]:
+        return {
+            name: [100 * bound for bound in interval(values - methods["global"][name], searched.groups)]
+            for name, values in methods[method].items()
+        }
+
+    table = {
+        **percent,
+        "difference": differences("reranked"),
+        "difference_ensemble": differences("ensemble"),
+        "shortlist_recall": 100 * float(searched.shortlist_recall(candidates).mean()),
+        "unchanged": [f"R@{k}" for k in ks if k >= candidates],
+        "queries": len(searched.rows),
+    }
+    return table, methods

@@ -1,0 +1,23 @@
+"""Progress bars with the time left, one look for every long stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], what: str, total: int | None = None, start: int = 0) -> Iterator[T]:
+    """Yield the items under a progress bar; `start` of `total` are done already."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+        count = total if total is not None else len(items)  # type: ignore[arg-type]
+        task = progress.add_task(what, total=count, completed=start)
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,7 @@
+"""Re-rankers: a shortlist in, a ranking out."""
+
+from locore.reranking.ensemble import Ensemble
+from locore.reranking.listwise import ListwiseReranker
+from locore.reranking.reranker import Ranking, Reranker, Shortlist
+
+__all__ = ["Ensemble", "ListwiseReranker", "Ranking", "Reranker", "Shortlist"]

@@ -1,0 +1,40 @@
+"""The global-local ensemble of AMES (Suma et al. 2024): s = α·g + (1 − α)·σ(t·ℓ)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALPHAS = np.linspace(0, 1, 21).round(2)
+TEMPERATURES = np.concatenate([np.linspace(0.05, 1, 20).round(2), [1.5, 2.0, 3.0, 5.0]])
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Weight α of the global similarity g, and temperature t of the raw local score ℓ."""
+
+    alpha: float
+    temperature: float
+
+    def __call__(self, similarities: Tensor, scores: Tensor) -> Tensor:
+        """(B, K) similarities and raw scores -> (B, K) combined scores."""
+        return self.alpha * similarities + (1 - self.alpha) * torch.sigmoid(self.temperature * scores)
+
+    @classmethod
+    def fit(cls, similarities: Tensor, scores: Tensor, quality) -> Ensemble:
+        """The point of the grid with the best `quality(order)` on a validation set; the first of equals.
+
+        Args:
+            similarities, scores: (Q, K). quality: (Q, K) order -> number, higher is better.
+        """
+        best, chosen = -np.inf, cls(1.0, 1.0)
+        for alpha in ALPHAS:
+            for temperature in TEMPERATURES:
+                candidate = cls(float(alpha), float(temperature))
+                value = quality(candidate(similarities, scores).argsort(dim=1, descending=True, stable=True))
+                if value > best:
+                    best, chosen = value, candidate
+        return chosen

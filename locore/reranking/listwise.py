@@ -1,0 +1,223 @@
+"""LOCORE: the query and all candidates as one sequence, every token scored, candidates reordered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import backbones
+from backbones import ListLayout, SequenceEncoder
+from backbones.registry import suggest
+from locore.descriptors.store import Descriptors
+from locore.reranking.reranker import Ranking, Shortlist
+
+FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
+IGNORED = -100  # label of tokens that take no part in the loss
+POSITIONS = ("absolute", "segment", "none")
+SCORES = ("mean", "sum", "first", "last", "product")
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def projection(inputs: int, width: int, forced: bool, bottleneck: int | None, activation: str) -> nn.Module:
+    """Descriptor to token: the identity where the sizes agree, else linear, else linear, activation, linear."""
+    if bottleneck:
+        return nn.Sequential(nn.Linear(inputs, bottleneck), ACTIVATIONS[activation](), nn.Linear(bottleneck, width))
+    return nn.Linear(inputs, width) if forced or inputs != width else nn.Identity()
+
+
+class ListEmbedding(nn.Module):
+    """Descriptors to tokens: `[global] [local_1 … local_L] [SEP]` for each image, the query's block first.
+
+    Args:
+        width: D. local_dim, global_dim: widths of the descriptors. max_positions: rows of the position table.
+        global_token: whether a block opens with the global descriptor.
+        positions: "absolute" 0 … T-1; "segment", one for all tokens of an image; "none", one for all.
+        scales: how many scale embeddings. dropout: of the tokens.
+        force_projection: project also where the sizes agree. bottleneck: inner width of a two-layer projection.
+        activation: of the two-layer projection.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        local_dim: int,
+        global_dim: int,
+        max_positions: int,
+        global_token: bool,
+        positions: str,
+        scales: int,
+        dropout: float,
+        force_projection: bool,
+        bottleneck: int | None,
+        activation: str,
+    ):
+        super().__init__()
+        for value, known in ((positions, POSITIONS), (activation, ACTIVATIONS)):
+            if value not in known:
+                raise ValueError(f"Unknown setting '{value}' of the re-ranker{suggest(value, known)}")
+        self.global_token, self.positions = global_token, positions
+        self.local = projection(local_dim, width, force_projection, bottleneck, activation)
+        self.global_ = projection(global_dim, width, force_projection, bottleneck, activation)
+        self.scale = nn.Embedding(scales, width)
+        self.sep, self.pad = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.position = nn.Embedding(max_positions + FIRST_ROW, width)
+        self.token_type = nn.Parameter(torch.empty(width))
+        self.norm, self.dropout = nn.LayerNorm(width, eps=1e-5), nn.Dropout(dropout)
+        for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
+            nn.init.normal_(table, std=0.02)
+
+    def layout(self, locals_: int, candidates: int) -> ListLayout:
+        """The layout of lists of K candidates with L locals an image."""
+        return ListLayout(block=locals_ + 1 + self.global_token, images=1 + candidates)
+
+    def forward(self, shortlist: Shortlist) -> tuple[Tensor, ListLayout, Tensor]:
+        """-> tokens (B, T, D), layout, mask (B, T)."""
+        blocks, real = self._blocks(shortlist)
+        layout = ListLayout(blocks.shape[2], blocks.shape[1])
+        if shortlist.present is not None:
+            present = F.pad(shortlist.present, (1, 0), value=True)[:, :, None]
+            blocks, real = torch.where(present[..., None], blocks, self.pad.to(blocks.dtype)), real & present
+        row = {
+            "absolute": torch.arange(layout.tokens, device=blocks.device),
+            "segment": layout.image_of_token(blocks.device),
+            "none": torch.zeros(layout.tokens, dtype=torch.long, device=blocks.device),
+        }[self.positions] + FIRST_ROW
+        if layout.tokens > self.position.num_embeddings - FIRST_ROW and self.positions == "absolute":
+            raise ValueError(
+                f"A list of {layout.tokens} tokens is longer than the {self.position.num_embeddings - FIRST_ROW} learned "
+                "positions; take fewer candidates, or positions 'segment' or 'none'."
+            )
+        tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
+        return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)
+
+    def _blocks(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
+        """-> (B, 1 + K, S, D) before positions, and which of them are real (B, 1 + K, S)."""
+
+        def both(field: str) -> Tensor:
+            query, candidates = getattr(shortlist.query, field), getattr(shortlist.candidates, field)
+            return torch.cat([query[:, None], candidates], dim=1)
+
+        parts = [self.local(both("local")) + self.scale(both("scale"))]
+        real = both("mask")
+        parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
+        real = F.pad(real, (0, 1), value=True)
+        if self.global_token:
+            parts.insert(0, self.global_(both("global_"))[:, :, None])
+            real = F.pad(real, (1, 0), value=True)
+        return torch.cat(parts, dim=2), real
+
+
+class ListwiseReranker(nn.Module):
+    """Embedding, any sequence encoder, and a two-class head on every token (outside / inside the query's class).
+
+    Args:
+        encoder: a sequence encoder, or a registered one's name.
+        local_dim, global_dim: widths of the descriptors. max_positions: the longest list's tokens.
+        size, settings: of the encoder, where it is given by name.
+        score: how a candidate's tokens become its score: "mean" or "sum" over its block, "first" (the global token),
+            "last" (the last local), "product". SEP is left out, masked locals are not.
+        Others: see `ListEmbedding`; `dropout` is also the head's.
+    """
+
+    def __init__(
+        self,
+        encoder: SequenceEncoder | str,
+        local_dim: int,
+        global_dim: int,
+        max_positions: int = 5120,
+        size: str = "mini",
+        settings: Mapping[str, Any] | None = None,
+        global_token: bool = True,
+        positions: str = "absolute",
+        score: str = "mean",
+        scales: int = 3,
+        dropout: float = 0.0,
+        force_projection: bool = False,
+        bottleneck: int | None = None,
+        activation: str = "gelu",
+    ):
+        super().__init__()
+        if score not in SCORES:
+            raise ValueError(f"Unknown score '{score}'{suggest(score, SCORES)}")
+        self.spec = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }  # what rebuilds it, saved beside the weights
+        self.encoder = backbones.create(encoder, size, **(settings or {})) if isinstance(encoder, str) else encoder
+        width = self.encoder.hidden_size
+        self.embedding = ListEmbedding(
+            width,
+            local_dim,
+            global_dim,
+            max_positions,
+            global_token,
+            positions,
+            scales,
+            dropout,
+            force_projection,
+            bottleneck,
+            activation,
+        )
+        self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, 2)
+        self.score = score
+
+    def forward(self, shortlist: Shortlist) -> Tensor:
+        """-> logits (B, 1 + K, S, 2) of every token."""
+        return self.head(self.dropout(self.encode(shortlist)))
+
+    def encode(self, shortlist: Shortlist) -> Tensor:
+        """-> hidden states (B, 1 + K, S, D) of every token."""
+        tokens, layout, mask = self.embedding(shortlist)
+        return self.encoder(tokens, layout, mask).unflatten(1, (layout.images, layout.block))
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over all tokens of the candidates' blocks, SEP and masked locals included.
+
+        Args:
+            logits: (B, 1 + K, S, 2). labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+        """
+        targets = labels[:, :, None].expand(-1, -1, logits.shape[2])
+        return F.cross_entropy(logits[:, 1:].flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """logits (B, 1 + K, S, 2) -> (B, K): from the raw logits of the positive class."""
+        tokens = logits[:, 1:, :-1, 1].float()
+        return {
+            "mean": lambda: tokens.mean(-1),
+            "sum": lambda: tokens.sum(-1),
+            "first": lambda: tokens[..., 0],
+            "last": lambda: tokens[..., -1],
+            "product": lambda: tokens.prod(-1),
+        }[self.score]()
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by score; those not present last, with score -inf."""
+        training = self.training
+        self.eval()
+        scores = self.scores(self(shortlist))
+        self.train(training)
+        if shortlist.present is not None:
+            scores = scores.masked_fill(~shortlist.present, float("-inf"))
+        return Ranking.by(scores)
+
+
+def random_shortlist(batch: int, candidates: int, locals_: int, local_dim: int, global_dim: int) -> Shortlist:
+    """A shortlist of random unit descriptors, to try a re-ranker on."""
+
+    def descriptors(*lead: int) -> Descriptors:
+        return Descriptors(
+            global_=F.normalize(torch.randn(*lead, global_dim), dim=-1),
+            local=F.normalize(torch.randn(*lead, locals_, local_dim), dim=-1),
+            position=torch.rand(*lead, locals_, 2),
+            scale=torch.zeros(*lead, locals_, dtype=torch.long),
+            mask=torch.ones(*lead, locals_, dtype=torch.bool),
+            weight=torch.ones(*lead, locals_),
+        )
+
+    query, listed = descriptors(batch), descriptors(batch, candidates)
+    return Shortlist(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)

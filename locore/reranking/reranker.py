@@ -1,0 +1,61 @@
+"""The contract of a re-ranker: a `Shortlist` in, a `Ranking` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from locore.descriptors.store import Descriptors
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """A batch of queries with their K candidates.
+
+    Attributes:
+        similarities: (B, K) of the global descriptors.
+        query: descriptors with leading dimensions (B,). candidates: with leading dimensions (B, K).
+        present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are there.
+    """
+
+    similarities: Tensor
+    query: Descriptors
+    candidates: Descriptors
+    present: Tensor | None = None
+
+    @classmethod
+    def gather(
+        cls, queries: Descriptors, rows: Tensor, gallery: Descriptors, candidates: Tensor, device: torch.device
+    ) -> Shortlist:
+        """Read a batch from descriptor tables: rows (B,) of the queries, candidates (B, K) of the gallery."""
+        query, listed = queries[rows].to(device), gallery[candidates].to(device)
+        return cls(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A new order of each shortlist.
+
+    Attributes:
+        order: (B, K) long, places on the shortlist, best first.
+        scores: (B, K) of the candidates as they stand on the shortlist, or None where a method's are not comparable.
+    """
+
+    order: Tensor
+    scores: Tensor | None
+
+    @classmethod
+    def by(cls, scores: Tensor) -> Ranking:
+        """Best score first; equal scores keep the shortlist's order."""
+        return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
+
+
+class Reranker(Protocol):
+    """Anything that reorders a shortlist."""
+
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Reorder each query's candidates."""
+        ...
