@@ -1,4 +1,4 @@
-"""Bidirectional Mamba, as in Vim (Zhu et al. 2024) and VideoMamba (Li et al. 2024), interleaved with query attention."""
+"""Bidirectional Mamba, as in Vim (Zhu et al. 2024) and VideoMamba (Li et al. 2024), with query attention."""
 
 from __future__ import annotations
 

@@ -22,8 +22,14 @@ PUBLISHED = [
     (r"language_model\.longformer\.embeddings\.position_embeddings\.", "embedding.position."),
     (r"language_model\.longformer\.embeddings\.token_type_embeddings\.weight", "embedding.token_type"),
     (r"language_model\.longformer\.encoder\.layer\.(\d+)\.attention\.self\.", r"encoder.layers.\1.attention."),
-    (r"language_model\.longformer\.encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"encoder.layers.\1.attention.output."),
-    (r"language_model\.longformer\.encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.", r"encoder.layers.\1.attention_norm."),
+    (
+        r"language_model\.longformer\.encoder\.layer\.(\d+)\.attention\.output\.dense\.",
+        r"encoder.layers.\1.attention.output.",
+    ),
+    (
+        r"language_model\.longformer\.encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.",
+        r"encoder.layers.\1.attention_norm.",
+    ),
     (r"language_model\.longformer\.encoder\.layer\.(\d+)\.intermediate\.dense\.", r"encoder.layers.\1.intermediate."),
     (r"language_model\.longformer\.encoder\.layer\.(\d+)\.output\.dense\.", r"encoder.layers.\1.output."),
     (r"language_model\.longformer\.encoder\.layer\.(\d+)\.output\.LayerNorm\.", r"encoder.layers.\1.output_norm."),

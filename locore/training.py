@@ -1,7 +1,7 @@
 """Training of a list-wise re-ranker: read it from top to bottom.
 
-Everything random in a step (its lists, their order, dropout) is drawn from (seed, step), so a resumed run needs no state
-of any generator and ends with the same weights as an unbroken one.
+Everything random in a step (its lists, their order, dropout) is drawn from (seed, step), so a resumed run needs no
+state of any generator and ends with the same weights as an unbroken one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Lists:
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> tuple[Shortlist, Tensor]:
         """The lists of a step: every image once an epoch, each list's candidates in an order of its own."""
         places = np.arange(step * size, (step + 1) * size)
-        epochs = {e: np.random.default_rng((seed, e)).permutation(len(self.labels)) for e in set(places // len(self.labels))}
+        epochs = {
+            e: np.random.default_rng((seed, e)).permutation(len(self.labels)) for e in set(places // len(self.labels))
+        }
         rows = np.array([epochs[p // len(self.labels)][p % len(self.labels)] for p in places])
         shuffled = np.random.default_rng((seed, step, 1)).permuted(self.candidates[rows], axis=1)
         labels = (self.labels[shuffled] == self.labels[rows][:, None]).astype(np.int64)
@@ -147,7 +149,9 @@ class Training:
                         checkpoints.save(model, folder / "best.safetensors")
                     state["step"] = step + 1
                     _save(folder / "last.safetensors", model, optimizer, state)
-                    log.info("step %d: loss %.4f, validation %s", step + 1, np.mean(history["loss"][-50:]), _line(metrics))
+                    log.info(
+                        "step %d: loss %.4f, validation %s", step + 1, np.mean(history["loss"][-50:]), _line(metrics)
+                    )
         finally:
             writer.close()
         model.load_state_dict(checkpoints.load(folder / "best.safetensors").state_dict())

@@ -2,8 +2,9 @@
 
     h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t          y_t = <C_t, h_t> + D x_t
 
-`selective_scan_reference` is the definition in plain tensors. `selective_scan` runs a compiled kernel on the CPU and the
-reference elsewhere. The kernel keeps one state every STRIDE tokens for the backward pass and recomputes those between.
+`selective_scan_reference` is the definition in plain tensors. `selective_scan` runs a compiled kernel on the CPU and
+the reference elsewhere. The kernel keeps one state every STRIDE tokens for the backward pass and recomputes those
+between.
 """
 
 from __future__ import annotations

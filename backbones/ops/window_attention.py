@@ -22,7 +22,7 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, real: Tensor, gl
     Returns:
         (B, heads, T, d); zero for a token with nothing to attend to.
     """
-    batch, heads, tokens, size = query.shape
+    batch, _, tokens, _ = query.shape
     blocks = -(-tokens // reach)
     padding = blocks * reach - tokens
 

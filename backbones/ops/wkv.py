@@ -3,8 +3,8 @@
     y_t = (sum_i e^{-(|t-i|-1) w + k_i} v_i + e^{u + k_t} v_t) / (the same sum without v)
 
 with i != t in the bidirectional form and i < t in the causal one. `wkv_reference` is the double sum in plain tensors.
-`wkv` runs a compiled kernel on the CPU, linear in T: one state walks forward, one backward, each a pair of sums with the
-running maximum of its exponents taken out, so that no exponent overflows whatever the sign of w.
+`wkv` runs a compiled kernel on the CPU, linear in T: one state walks forward, one backward, each a pair of sums with
+the running maximum of its exponents taken out, so that no exponent overflows whatever the sign of w.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _forward(w, u, k, v, causal, y, log_sum):
 
 @kernel
 def _backward(grad, w, u, k, v, y, log_sum, causal, grad_w, grad_u, grad_k, grad_v):
-    # dL/dv_i = sum_t p_ti g_t and dL/dk_i = sum_t p_ti g_t (v_i - y_t), p_ti = e^{exponent_ti - log_sum_t}: two sums over
-    # the tokens t that see i, so walked in the opposite direction of the forward pass, with exponents -log_sum_t.
+    # dL/dv_i = sum_t p_ti g_t and dL/dk_i = sum_t p_ti g_t (v_i - y_t), p_ti = e^{exponent_ti - log_sum_t}: two sums
+    # over the tokens t that see i, so walked in the opposite direction of the forward pass, with exponents -log_sum_t.
     # dL/dw needs sum_i (|t-i|-1) p_ti (v_i - y_t): `aged_*` are the sums with that factor.
     batch, tokens, channels = k.shape
     groups = (channels + CHANNELS - 1) // CHANNELS

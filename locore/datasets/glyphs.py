@@ -49,7 +49,9 @@ def glyphs(max_classes: int | None = None, max_queries: int | None = None) -> Be
     pixels, names, labels = _cached()
     classes = np.random.default_rng(0).permutation(np.unique(labels))[:max_classes]
     if len(classes) < 4:
-        raise ValueError(f"glyphs.max_classes = {max_classes} leaves too few classes to train and to test; give 4 or more.")
+        raise ValueError(
+            f"glyphs.max_classes = {max_classes} leaves too few classes to train and to test; give 4 or more."
+        )
     train, test = (
         Glyphs(pixels[rows], [names[i] for i in rows], labels[rows])
         for half in np.array_split(classes, 2)

@@ -37,7 +37,7 @@ class Extractor:
 
     Attributes:
         model: a timm model's name.
-        weights: "bundled" (ImageNet weights of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
+        weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
             "random" (seed 0), or a file with a state dict.
         image_size: side in pixels that images are resized to.
         pooling: of the last feature map into the global descriptor, "avg" or "gem" (p = 3).
@@ -64,8 +64,8 @@ class Extractor:
             raise ValueError(f"Unknown timm model '{self.model}'{suggest(self.model, _near(self.model))}")
         if self.weights == "bundled" and self.model != BUNDLED:
             raise ValueError(
-                f"Extractor.weights = 'bundled' is for {BUNDLED}; give {self.model} a state dict's file, 'pretrained' or "
-                "'random'."
+                f"Extractor.weights = 'bundled' is for {BUNDLED}; give {self.model} a state dict's file, "
+                "'pretrained' or 'random'."
             )
 
     @property

@@ -50,7 +50,7 @@ class Descriptors:
 
 
 def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:
-    """Write HDF5 atomically: `features` (N, L, 5 + D) as AMES and LOCORE have it, and `global` (N, Dg), with checksums."""
+    """Write HDF5 atomically: `features` (N, L, 5 + D) as AMES and LOCORE have it, `global` (N, Dg), checksums."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         for name, rows in (("features", features), ("global", globals_)):
             chunk = (min(len(rows), 256), *rows.shape[1:])

@@ -86,10 +86,11 @@ class ListEmbedding(nn.Module):
             "segment": layout.image_of_token(blocks.device),
             "none": torch.zeros(layout.tokens, dtype=torch.long, device=blocks.device),
         }[self.positions] + FIRST_ROW
-        if layout.tokens > self.position.num_embeddings - FIRST_ROW and self.positions == "absolute":
+        learned = self.position.num_embeddings - FIRST_ROW
+        if layout.tokens > learned and self.positions == "absolute":
             raise ValueError(
-                f"A list of {layout.tokens} tokens is longer than the {self.position.num_embeddings - FIRST_ROW} learned "
-                "positions; take fewer candidates, or positions 'segment' or 'none'."
+                f"A list of {layout.tokens} tokens is longer than the {learned} learned positions; take "
+                "fewer candidates, or positions 'segment' or 'none'."
             )
         tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)
