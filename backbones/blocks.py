@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Multi-head attention of x to a context.
 
-    Query and key projections start equal: then similar tokens attend to one another from the first step. Started apart,
-    training from random weights stays at the base rate for thousands of lists.
+    Query and key projections start equal, with weights of variance 1/width: then a token attends to its like from the
+    first step. Started apart, training from random weights stays at the base rate for thousands of lists.
     """
 
     def __init__(self, width: int, heads: int):
@@ -20,6 +20,7 @@ class Attention(nn.Module):
             raise ValueError(f"Width {width} is not a multiple of {heads} heads.")
         self.heads = heads
         self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        nn.init.uniform_(self.query.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
         self.key.load_state_dict(self.query.state_dict())
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:

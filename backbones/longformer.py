@@ -23,6 +23,7 @@ class LongformerAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.query_global, self.key_global, self.value_global = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
+        nn.init.uniform_(self.query.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
         # Equal queries and keys at the start, see backbones.blocks.Attention; the global ones are copies, as published.
         for other in (self.key, self.query_global, self.key_global):
             other.load_state_dict(self.query.state_dict())

@@ -16,6 +16,7 @@ from locore.descriptors.store import Descriptors
 from locore.reranking.reranker import Ranking, Shortlist
 
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
+WHITENING_ROWS = 50_000  # descriptors that the whitening is estimated from
 IGNORED = -100  # label of tokens that take no part in the loss
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
@@ -69,6 +70,27 @@ class ListEmbedding(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(width, eps=1e-5), nn.Dropout(dropout)
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
+
+    @torch.no_grad()
+    def whiten(self, descriptors: Descriptors) -> None:
+        """Start the linear projections as a PCA whitening of these descriptors, turned at random.
+
+        Cells of a feature map share most of what they are; whitened, tokens differ where images differ, and attention
+        can match them from the first step.
+        """
+        for project, rows in ((self.local, descriptors.local), (self.global_, descriptors.global_)):
+            if not isinstance(project, nn.Linear):
+                continue
+            rows = rows.reshape(-1, rows.shape[-1])
+            rows = rows[torch.randperm(len(rows))[:WHITENING_ROWS]].float()
+            values, vectors = torch.linalg.eigh(rows.T.cov())
+            kept = min(project.weight.shape)
+            values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+            # The floor keeps directions that are mere noise from being blown up.
+            whitening = vectors / (values + 0.1 * rows.var(dim=0).mean()).sqrt()
+            turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
+            project.weight.copy_(0.5 * turn @ whitening.T)
+            project.bias.copy_(-project.weight @ rows.mean(0))
 
     def layout(self, locals_: int, candidates: int) -> ListLayout:
         """The layout of lists of K candidates with L locals an image."""

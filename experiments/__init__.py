@@ -1,0 +1,1 @@
+"""The command line: gin files in, run folders out."""

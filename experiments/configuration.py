@@ -1,0 +1,66 @@
+"""gin for the library: its classes are bound from here, so that they know nothing of gin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import backbones
+import gin
+from backbones.registry import backbones as registry
+from backbones.registry import suggest
+from locore.datasets import benchmarks
+from locore.descriptors import Extractor
+from locore.training import Training
+
+CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
+
+
+def configurable(registry_, name: str):
+    """A registered builder as a gin function of the same name: `mamba.depth = 6` sets one of its settings."""
+
+    def build(**settings):
+        return dict(settings)
+
+    return gin.external_configurable(build, name=name, module=registry_.kind)
+
+
+SETTINGS = {
+    **{name: configurable(registry, name) for name in backbones.available()},
+    **{name: configurable(benchmarks, name) for name in benchmarks.available()},
+}
+extractor = gin.external_configurable(Extractor, module="locore")
+training = gin.external_configurable(Training, module="locore")
+
+
+def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
+    """Read gin files, later ones winning, then `Class.option = value` lines.
+
+    Raises:
+        ValueError: a file is missing, or a line is bad or names what does not exist.
+    """
+    gin.clear_config()
+    for folder in CONFIGS:
+        gin.add_config_file_search_path(str(folder))
+    try:
+        gin.parse_config_files_and_bindings(
+            [_found(file) for file in files], overrides, print_includes_and_imports=False
+        )
+    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
+        raise ValueError(_sentence(error)) from error
+
+
+def _found(file: str) -> str:
+    """A gin file by its path, or among those that come with the package."""
+    inside = re.sub(r"^(\./)?gin/", "", file)
+    for path in (Path(file), *(folder / inside for folder in CONFIGS)):
+        if path.is_file():
+            return str(path)
+    known = sorted(str(p.relative_to(folder)) for folder in CONFIGS for p in folder.rglob("*.gin"))
+    raise ValueError(f"No gin file '{file}'{suggest(inside, known)}")
+
+
+def _sentence(error: Exception) -> str:
+    """gin's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,187 @@
+"""One experiment: benchmark, descriptors, shortlists, training, evaluation, run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import resource
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import gin
+from backbones import ListLayout
+from experiments.configuration import SETTINGS
+from locore import checkpoints, files
+from locore.datasets import Relevance, benchmarks
+from locore.descriptors import Descriptors, Extractor
+from locore.evaluation import Search, summary
+from locore.reranking import Ensemble, ListwiseReranker
+from locore.retrieval import search
+from locore.training import Lists, Training
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 0.1  # share of the training classes that validates
+VALIDATION_QUERIES = 500
+LISTS = 48  # lists at a time in evaluation
+
+
+@gin.configurable
+@dataclass
+class Experiment:
+    """What to run; `seed` and the run folder come from the command line.
+
+    Attributes:
+        benchmark, backbone, size: registered names. candidates: K.
+        positions, score, global_token, dropout: see `ListwiseReranker`.
+        whiten: start the projections as a whitening of the training descriptors.
+    """
+
+    benchmark: str = "glyphs"
+    backbone: str = "mamba"
+    size: str = "mini"
+    candidates: int = 24
+    positions: str = "absolute"
+    score: str = "mean"
+    global_token: bool = True
+    dropout: float = 0.0
+    whiten: bool = True
+    extractor: Extractor = field(default_factory=Extractor)
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self):
+        benchmarks.entry(self.benchmark)
+        self.benchmark_settings = SETTINGS[self.benchmark]()
+        global_dim, local_dim = self.extractor.sizes
+        self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
+        self.model_settings = {
+            "encoder": self.backbone,
+            "local_dim": local_dim,
+            "global_dim": global_dim,
+            "max_positions": self.layout.tokens,
+            "size": self.size,
+            "settings": SETTINGS[self.backbone]() if self.backbone in SETTINGS else {},
+            "global_token": self.global_token,
+            "positions": self.positions,
+            "score": self.score,
+            "dropout": self.dropout,
+        }
+
+    def model(self, seed: int) -> ListwiseReranker:
+        """The re-ranker with its starting weights."""
+        torch.manual_seed(seed)
+        return ListwiseReranker(**self.model_settings)
+
+    def run(self, folder: Path, seed: int) -> dict:
+        """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics."""
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def stage(name: str):
+            begun = time.perf_counter()
+            yield
+            seconds[name] = round(time.perf_counter() - begun, 1)
+            log.info("%s: %.1f s", name, seconds[name])
+
+        with stage("benchmark"):
+            benchmark = benchmarks.create(self.benchmark, **self.benchmark_settings)
+        if benchmark.train is None:
+            raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
+        with stage("descriptors"):
+            train = self.extractor.extract(benchmark.train)
+            gallery = self.extractor.extract(benchmark.gallery)
+            queries = self.extractor.extract(benchmark.queries)
+        with stage("shortlists"):
+            lists, validation = self._training_lists(train, benchmark.train.labels)
+            protocol = next(iter(benchmark.protocols))
+            searched = Search.of(
+                queries,
+                gallery,
+                benchmark.protocols[protocol],
+                benchmark.queries.labels,
+                benchmark.self_index,
+                max(self.candidates, *benchmark.ks),
+            )
+        model = self.model(seed)
+        if self.whiten:
+            model.embedding.whiten(lists.descriptors)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+        def validate(candidate: ListwiseReranker) -> dict[str, float]:
+            reranked = validation.rerank(candidate, self.candidates, LISTS, device)
+            return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
+
+        with stage("training"):
+            model = self.training.fit(model.to(device), lists, validate, folder, seed)
+        with stage("evaluation"):
+            tuned = validation.rerank(model, self.candidates, LISTS, device)
+            ensemble = Ensemble.fit(
+                tuned.similarities, tuned.scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
+            )
+            reranked = searched.rerank(model, self.candidates, LISTS, device)
+            table, _ = summary(searched, reranked, ensemble, self.candidates, benchmark.ks)
+        checkpoints.save(model, folder / "model.safetensors")
+        metrics = {
+            "benchmark": benchmark.name,
+            "backbone": self.backbone,
+            "protocol": protocol,
+            "candidates": self.candidates,
+            **table,
+            "alpha": ensemble.alpha,
+            "temperature": ensemble.temperature,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": seconds,
+            "latency_ms": round(reranked.milliseconds_a_list, 2),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "seed": seed,
+            "versions": {
+                "python": platform.python_version(),
+                **{p: importlib.metadata.version(p) for p in ("torch", "timm", "numba", "faiss-cpu")},
+            },
+        }
+        files.write_json(folder / "metrics.json", metrics)
+        return metrics
+
+    def _training_lists(self, descriptors: Descriptors, labels: np.ndarray) -> tuple[Lists, Search]:
+        """Lists of nine tenths of the training classes, and a search over the rest that validates."""
+        classes = np.random.default_rng(0).permutation(np.unique(labels))
+        held_out = np.isin(labels, classes[: max(1, int(len(classes) * HELD_OUT))])
+        rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        fitted, validating = descriptors[torch.from_numpy(rows)], descriptors[torch.from_numpy(others)]
+        globals_ = fitted.global_.float().numpy()
+        neighbours = search(globals_, globals_, self.candidates, np.arange(len(rows)))
+        asked = np.random.default_rng(0).permutation(len(others))[:VALIDATION_QUERIES]
+        validation = Search.of(
+            validating[torch.from_numpy(asked)],
+            validating,
+            Relevance.from_labels(labels[others][asked], labels[others], asked),
+            labels[others][asked],
+            asked,
+            self.candidates,
+        )
+        return Lists(fitted, neighbours.indices, labels[rows]), validation
+
+
+def table(metrics: dict) -> str:
+    """The result as text: a row a method, then what re-ranking changed."""
+    names = list(metrics["global"])
+    lines = ["            " + "".join(f"{n:>14}" for n in names)]
+    for method in ("global", "reranked", "ensemble", "oracle"):
+        lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>14.1f}" for n in names))
+    for title, key, method in (
+        ("Δ reranked", "difference", "reranked"),
+        ("Δ ensemble", "difference_ensemble", "ensemble"),
+    ):
+        cells = (
+            f"{metrics[method][n] - metrics['global'][n]:+.1f} [{low:+.1f},{high:+.1f}]"
+            for n, (low, high) in metrics[key].items()
+        )
+        lines.append(f"{title:<12}" + "  ".join(cells))
+    lines.append(f"shortlist recall {metrics['shortlist_recall']:.1f}; unchanged by re-ranking: {metrics['unchanged']}")
+    return "\n".join(lines)
