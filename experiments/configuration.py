@@ -14,7 +14,8 @@ from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.training import Training
 
-CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
+PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
+CONFIGS = [folder for folder in PLACES if folder.is_dir()]
 
 
 def configurable(registry_, name: str):
