@@ -21,6 +21,7 @@ from locore import checkpoints, files
 from locore.datasets import Relevance, benchmarks
 from locore.descriptors import Descriptors, Extractor
 from locore.evaluation import Search, summary
+from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.retrieval import search
 from locore.training import Lists, Training
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.1  # share of the training classes that validates
 VALIDATION_QUERIES = 500
 LISTS = 48  # lists at a time in evaluation
+PICTURED = 8  # queries in lists.png, drawn with seed 0
 
 
 @gin.configurable
@@ -118,7 +120,7 @@ class Experiment:
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
 
         with stage("training"):
-            model = self.training.fit(model.to(device), lists, validate, folder, seed)
+            history = self.training.fit(model.to(device), lists, validate, folder, seed)
         with stage("evaluation"):
             tuned = validation.rerank(model, self.candidates, LISTS, device)
             ensemble = Ensemble.fit(
@@ -126,6 +128,11 @@ class Experiment:
             )
             reranked = searched.rerank(model, self.candidates, LISTS, device)
             table, _ = summary(searched, reranked, ensemble, self.candidates, benchmark.ks)
+            shown = np.random.default_rng(0).permutation(len(searched.rows))[:PICTURED]
+            pictures.lists(
+                folder / "lists.png", searched, reranked.order.numpy(), benchmark.queries, benchmark.gallery, shown
+            )
+            pictures.training(folder / "training.png", history)
         checkpoints.save(model, folder / "model.safetensors")
         metrics = {
             "benchmark": benchmark.name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import logging
 import sys
 from pathlib import Path
@@ -64,6 +65,10 @@ def _run(options: argparse.Namespace) -> int:
             raise ValueError(f"The run folder '{folder}' is in use by another process; give another --out.") from None
         if (folder / "config.gin").exists() and (folder / "config.gin").read_text() != config:
             raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
+        if (folder / "metrics.json").exists():
+            print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")
+            print(table(json.loads((folder / "metrics.json").read_text())))
+            return 0
         files.write_text(folder / "config.gin", config)
         logging.basicConfig(
             level=logging.INFO,

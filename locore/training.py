@@ -112,13 +112,16 @@ class Training:
         validate: Callable[[ListwiseReranker], dict[str, float]],
         folder: Path,
         seed: int,
-    ) -> ListwiseReranker:
+    ) -> dict:
         """Train, or go on from the folder's `last.safetensors`; the model ends with its best weights.
 
         Writes `last.safetensors` and `best.safetensors` after each validation, and TensorBoard's scalars.
 
         Args:
             validate: gives metrics; the model with the highest "mAP@R" is the best.
+
+        Returns:
+            The history: "loss" of each step, "validation" metrics with their step.
 
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or another model's.
@@ -155,7 +158,7 @@ class Training:
         finally:
             writer.close()
         model.load_state_dict(checkpoints.load(folder / "best.safetensors").state_dict())
-        return model
+        return history
 
     def _step(self, step, model, optimizer, lists: Lists, accelerator: Accelerator, seed: int) -> tuple[float, float]:
         """One optimizer step -> its loss and gradient norm."""

@@ -1,0 +1,77 @@
+"""The run folder's pictures: lists before and after, and the training curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from locore.datasets.benchmark import ImageSet
+from locore.evaluation.evaluate import Search
+from locore.files import atomic
+
+SHOWN = 10  # places of a list
+GREEN, RED = "#1a9850", "#d73027"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically, and close it."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def lists(
+    path: Path,
+    searched: Search,
+    order: np.ndarray,
+    queries: ImageSet,
+    gallery: ImageSet,
+    chosen: np.ndarray,
+) -> None:
+    """Queries with their first places before and after re-ranking: right ones framed green, wrong ones red.
+
+    Args:
+        order: (Q, K) re-ranked places. chosen: rows of the search to show.
+    """
+    figure, axes = plt.subplots(
+        2 * len(chosen), SHOWN + 1, figsize=(SHOWN + 2.2, 2.2 * len(chosen)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for pair, row in enumerate(chosen):
+        for line, places in ((2 * pair, np.arange(SHOWN)), (2 * pair + 1, order[row, :SHOWN])):
+            axes[line, 0].set_ylabel("after" if line % 2 else "before", fontsize=9)
+            for column, place in enumerate(places, start=1):
+                axis = axes[line, column]
+                axis.imshow(gallery.image(int(searched.neighbours.indices[row, place])))
+                axis.spines[:].set(visible=True, linewidth=3, color=GREEN if searched.right[row, place] else RED)
+        axes[2 * pair, 0].imshow(queries.image(int(searched.rows[row])))
+        axes[2 * pair, 0].set_title("query", fontsize=9)
+    save(figure, path)
+
+
+def training(path: Path, history: dict) -> None:
+    """The loss of every step and the metrics of every validation."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    loss = np.array(history["loss"])
+    window = max(1, min(20, len(loss)))
+    left.plot(np.arange(1, len(loss) + 1), loss, color="0.8", linewidth=1)
+    smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
+    left.plot(np.arange(window, len(loss) + 1), smooth, color="#2166ac")
+    left.set(xlabel="step", ylabel=f"loss (line: mean of {window})", ylim=(0, None))
+    steps = [point["step"] for point in history["validation"]]
+    for name in (n for n in history["validation"][0] if n != "step"):
+        right.plot(steps, [point[name] for point in history["validation"]], marker="o", label=name)
+    right.set(xlabel="step", ylabel="validation, %", ylim=(0, 100))
+    right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    save(figure, path)
