@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import backbones
 import gin
+
+import backbones
 from backbones.registry import backbones as registry
 from backbones.registry import suggest
 from locore.datasets import benchmarks
@@ -44,12 +46,15 @@ def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
     gin.clear_config()
     for folder in CONFIGS:
         gin.add_config_file_search_path(str(folder))
+    logging.disable(logging.ERROR)  # gin logs an error for every folder in which an included file is not
     try:
         gin.parse_config_files_and_bindings(
             [_found(file) for file in files], overrides, print_includes_and_imports=False
         )
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
         raise ValueError(_sentence(error)) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _found(file: str) -> str:

@@ -6,17 +6,19 @@ import importlib.metadata
 import logging
 import platform
 import resource
+import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gin
 import numpy as np
 import torch
 
-import gin
 from backbones import ListLayout
-from experiments.configuration import SETTINGS
+from experiments.configuration import SETTINGS, extractor, parse, training
 from locore import checkpoints, files
 from locore.datasets import Relevance, benchmarks
 from locore.descriptors import Descriptors, Extractor
@@ -54,8 +56,8 @@ class Experiment:
     global_token: bool = True
     dropout: float = 0.0
     whiten: bool = True
-    extractor: Extractor = field(default_factory=Extractor)
-    training: Training = field(default_factory=Training)
+    extractor: Extractor = field(default_factory=extractor)
+    training: Training = field(default_factory=training)
 
     def __post_init__(self):
         benchmarks.entry(self.benchmark)
@@ -80,8 +82,8 @@ class Experiment:
         torch.manual_seed(seed)
         return ListwiseReranker(**self.model_settings)
 
-    def run(self, folder: Path, seed: int) -> dict:
-        """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics."""
+    def run(self, folder: Path, seed: int, config: str) -> dict:
+        """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         seconds: dict[str, float] = {}
 
         @contextmanager
@@ -147,6 +149,9 @@ class Experiment:
             "latency_ms": round(reranked.milliseconds_a_list, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "seed": seed,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device.type}",
+            "commit": _commit(),
+            "config": config,
             "versions": {
                 "python": platform.python_version(),
                 **{p: importlib.metadata.version(p) for p in ("torch", "timm", "numba", "faiss-cpu")},
@@ -173,6 +178,30 @@ class Experiment:
             self.candidates,
         )
         return Lists(fitted, neighbours.indices, labels[rows]), validation
+
+
+def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:
+    """The experiment of these gin files, and its operative configuration, which says whether two runs are the same.
+
+    Raises:
+        ValueError: a file, a name or a value is wrong.
+    """
+    parse(gin_files, overrides)
+    try:
+        experiment = Experiment()
+        experiment.model(seed)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return experiment, f"# seed {seed}\n{gin.operative_config_str()}"
+
+
+def _commit() -> str:
+    """The checkout's commit, with a plus where files differ from it; "none" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
 
 
 def table(metrics: dict) -> str:

@@ -13,7 +13,6 @@ import logging
 import sys
 from pathlib import Path
 
-import gin
 from locore import files
 from locore.allocator import keep_freed_memory
 
@@ -41,18 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     keep_freed_memory()
-    from experiments.configuration import parse
-    from experiments.experiment import Experiment, table
+    from experiments.experiment import prepare, table
 
-    parse(options.gin, options.set)
-    experiment = Experiment()
-    model = experiment.model(options.seed)
-    config = f"# seed {options.seed}\n{gin.operative_config_str()}"
+    experiment, config = prepare(options.gin, options.set, options.seed)
     if options.dry_run:
         layout = experiment.layout
         print(config)
         print(f"Sequence: {layout.images} images x {layout.block} tokens = {layout.tokens} tokens")
-        print(f"Parameters: {sum(p.numel() for p in model.parameters()):,}")
+        print(f"Parameters: {sum(p.numel() for p in experiment.model(options.seed).parameters()):,}")
         return 0
     folder = options.out or Path("runs") / Path(options.gin[0]).stem
     if options.resume and not (folder / "config.gin").exists():
@@ -77,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
             handlers=[logging.StreamHandler(), logging.FileHandler(folder / "log.txt")],
             force=True,
         )
-        print(table(experiment.run(folder, options.seed)))
+        print(table(experiment.run(folder, options.seed, config)))
     return 0
 
 
