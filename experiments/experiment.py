@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.1  # share of the training classes that validates
 VALIDATION_QUERIES = 500
 LISTS = 48  # lists at a time in evaluation
-PICTURED = 8  # queries in lists.png, drawn with seed 0
+PICTURED = 8  # queries in lists.png
 
 
 @gin.configurable
@@ -103,15 +103,11 @@ class Experiment:
             queries = self.extractor.extract(benchmark.queries)
         with stage("shortlists"):
             lists, validation = self._training_lists(train, benchmark.train.labels)
-            protocol = next(iter(benchmark.protocols))
-            searched = Search.of(
-                queries,
-                gallery,
-                benchmark.protocols[protocol],
-                benchmark.queries.labels,
-                benchmark.self_index,
-                max(self.candidates, *benchmark.ks),
-            )
+            groups, own = benchmark.queries.labels, benchmark.self_index
+            searches = {
+                protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.ks)
+                for protocol, answers in benchmark.protocols.items()
+            }
         model = self.model(seed)
         if self.whiten:
             model.embedding.whiten(lists.descriptors)
@@ -122,31 +118,32 @@ class Experiment:
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
 
         with stage("training"):
-            history = self.training.fit(model.to(device), lists, validate, folder, seed)
+            state = self.training.fit(model.to(device), lists, validate, folder, seed)
         with stage("evaluation"):
             tuned = validation.rerank(model, self.candidates, LISTS, device)
             ensemble = Ensemble.fit(
                 tuned.similarities, tuned.scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
             )
-            reranked = searched.rerank(model, self.candidates, LISTS, device)
-            table, _ = summary(searched, reranked, ensemble, self.candidates, benchmark.ks)
-            shown = np.random.default_rng(0).permutation(len(searched.rows))[:PICTURED]
-            pictures.lists(
-                folder / "lists.png", searched, reranked.order.numpy(), benchmark.queries, benchmark.gallery, shown
-            )
-            pictures.training(folder / "training.png", history)
+            reranked = {p: s.rerank(model, self.candidates, LISTS, device) for p, s in searches.items()}
+            tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
+            first = next(iter(searches))
+            order = reranked[first].order.numpy()
+            pictures.lists(folder / "lists.png", searches[first], order, benchmark.queries, benchmark.gallery, PICTURED)
+            pictures.training(folder / "training.png", state["history"])
+        seconds["training"] = round(state["seconds"], 1)
         checkpoints.save(model, folder / "model.safetensors")
         metrics = {
             "benchmark": benchmark.name,
             "backbone": self.backbone,
-            "protocol": protocol,
             "candidates": self.candidates,
-            **table,
+            "protocol": first,
+            **tables[first],
+            "protocols": tables,
             "alpha": ensemble.alpha,
             "temperature": ensemble.temperature,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seconds": seconds,
-            "latency_ms": round(reranked.milliseconds_a_list, 2),
+            "latency_ms": round(reranked[first].milliseconds_a_list, 2),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "seed": seed,
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device.type}",

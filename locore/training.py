@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class Training:
             validate: gives metrics; the model with the highest "mAP@R" is the best.
 
         Returns:
-            The history: "loss" of each step, "validation" metrics with their step.
+            "history" ("loss" of each step, "validation" metrics with their step) and "seconds" of training in all.
 
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or another model's.
@@ -135,6 +136,7 @@ class Training:
         history = state["history"]
         if state["step"]:
             log.info("Training goes on behind step %d of %d.", state["step"], self.steps)
+        begun = time.perf_counter()
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["step"])
         try:
             for step in track(range(state["step"], self.steps), "training", self.steps, state["step"]):
@@ -151,6 +153,8 @@ class Training:
                         state["best"] = metrics["mAP@R"]
                         checkpoints.save(model, folder / "best.safetensors")
                     state["step"] = step + 1
+                    state["seconds"] += time.perf_counter() - begun
+                    begun = time.perf_counter()
                     _save(folder / "last.safetensors", model, optimizer, state)
                     log.info(
                         "step %d: loss %.4f, validation %s", step + 1, np.mean(history["loss"][-50:]), _line(metrics)
@@ -158,7 +162,7 @@ class Training:
         finally:
             writer.close()
         model.load_state_dict(checkpoints.load(folder / "best.safetensors").state_dict())
-        return history
+        return state
 
     def _step(self, step, model, optimizer, lists: Lists, accelerator: Accelerator, seed: int) -> tuple[float, float]:
         """One optimizer step -> its loss and gradient norm."""
@@ -202,7 +206,7 @@ def _save(path: Path, model: ListwiseReranker, optimizer, state: dict) -> None:
 def _restore(path: Path, model: ListwiseReranker, optimizer) -> dict:
     """Load what `_save` wrote; a fresh state where there is nothing."""
     if not path.exists():
-        return {"step": 0, "best": -1.0, "history": {"loss": [], "validation": []}}
+        return {"step": 0, "best": -1.0, "seconds": 0.0, "history": {"loss": [], "validation": []}}
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

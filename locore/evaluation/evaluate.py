@@ -45,22 +45,24 @@ class Search:
         answers: Relevance,
         groups: np.ndarray,
         self_index: np.ndarray | None,
-        depth: int,
+        candidates: int,
+        ks: Sequence[int] = (),
     ) -> Search:
-        """Search every query that has a right image, `depth` or as deep as mAP@R needs.
+        """Search every query that has a right image, as deep as the candidates, R@k and mAP@R need.
 
         Raises:
-            ValueError: the gallery is smaller than the depth.
+            ValueError: the gallery has fewer images than there are to be candidates.
         """
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise ValueError("No query of this protocol has a right image in the gallery.")
         positive = [answers.positive[row] for row in rows]
         positives = np.array([len(p) for p in positive])
+        most = len(gallery) - (self_index is not None)
         neighbours = search(
             queries.global_[rows].float().numpy(),
             gallery.global_.float().numpy(),
-            max(depth, int(positives.max())),
+            max(candidates, min(max(ks, default=0), most), int(positives.max())),
             None if self_index is None else self_index[rows],
             [answers.junk[row] for row in rows],
         )
@@ -127,14 +129,8 @@ class Reranked:
         return ensemble(self.similarities, self.scores).argsort(dim=1, descending=True, stable=True)
 
 
-def summary(
-    searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int, ks: Sequence[int]
-) -> tuple[dict, dict[str, dict[str, np.ndarray]]]:
-    """The table of one protocol: means in percent, and differences to global with their 95 % intervals.
-
-    Returns:
-        The table for `metrics.json`, and each method's metrics of each query.
-    """
+def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int, ks: Sequence[int]) -> dict:
+    """The table of one protocol: means in percent, and differences to global with their 95 % intervals."""
     methods = {
         "global": searched.metrics(None, ks),
         "reranked": searched.metrics(reranked.order, ks),
@@ -149,7 +145,7 @@ def summary(
             for name, values in methods[method].items()
         }
 
-    table = {
+    return {
         **percent,
         "difference": differences("reranked"),
         "difference_ensemble": differences("ensemble"),
@@ -157,4 +153,3 @@ def summary(
         "unchanged": [f"R@{k}" for k in ks if k >= candidates],
         "queries": len(searched.rows),
     }
-    return table, methods

@@ -33,21 +33,23 @@ def lists(
     order: np.ndarray,
     queries: ImageSet,
     gallery: ImageSet,
-    chosen: np.ndarray,
+    count: int,
 ) -> None:
     """Queries with their first places before and after re-ranking: right ones framed green, wrong ones red.
 
     Args:
-        order: (Q, K) re-ranked places. chosen: rows of the search to show.
+        order: (Q, K) re-ranked places. count: queries to show, drawn with seed 0.
     """
+    shown = min(SHOWN, order.shape[1])
+    chosen = np.random.default_rng(0).permutation(len(order))[:count]
     figure, axes = plt.subplots(
-        2 * len(chosen), SHOWN + 1, figsize=(SHOWN + 2.2, 2.2 * len(chosen)), squeeze=False, layout="constrained"
+        2 * len(chosen), shown + 1, figsize=(shown + 2.2, 2.2 * len(chosen)), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for pair, row in enumerate(chosen):
-        for line, places in ((2 * pair, np.arange(SHOWN)), (2 * pair + 1, order[row, :SHOWN])):
+        for line, places in ((2 * pair, np.arange(shown)), (2 * pair + 1, order[row, :shown])):
             axes[line, 0].set_ylabel("after" if line % 2 else "before", fontsize=9)
             for column, place in enumerate(places, start=1):
                 axis = axes[line, column]
