@@ -72,7 +72,7 @@ class BidirectionalMamba(nn.Module):
 
 @register(
     "mamba",
-    mini={"width": 192, "depth": 4, "heads": 6, "state": 8},
+    mini={"width": 192, "depth": 4, "heads": 6, "state": 8, "mixer_expansion": 1},
     tiny={"width": 384, "depth": 6, "heads": 6},
     small={"width": 512, "depth": 11, "heads": 8},
     base={"width": 768, "depth": 9, "heads": 12},
