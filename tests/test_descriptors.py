@@ -1,0 +1,130 @@
+"""Extraction: what it gives, its cache, and how it goes on after a kill or damage."""
+
+import h5py
+import numpy as np
+import pytest
+import timm
+import torch
+from small import write_glyphs
+
+from locore.datasets import benchmarks
+from locore.descriptors import Extractor, extract, store
+from locore.files import cache_folder
+
+QUICK = Extractor(image_size=32, local_stage=3, grid=2, batch=4)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return benchmarks.create("folder", path=str(write_glyphs(tmp_path / "images", classes=6, images=4))).gallery
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path, cache):
+    """Images are drawn from the shared cache, descriptors are kept in one of this test's own."""
+    write_glyphs(tmp_path / "warm", classes=1, images=1)
+    monkeypatch.setattr(extract, "cache_folder", lambda: tmp_path / "cache")
+
+
+def files(tmp_path):
+    return sorted((tmp_path / "cache" / "descriptors").glob("*.h5"))
+
+
+def test_a_grid_of_unit_descriptors_with_their_places(images):
+    found = QUICK.extract(images)
+    assert found.global_.shape == (12, 1280) and found.local.shape == (12, 4, 112)
+    assert QUICK.sizes == (1280, 112) and QUICK.locals_per_image == 4
+    for rows in (found.global_, found.local):
+        torch.testing.assert_close(rows.float().norm(dim=-1), torch.ones(rows.shape[:-1]), atol=2e-3, rtol=0)
+    assert found.position[0].tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    assert found.mask.all() and (found.scale == 0).all()
+
+
+def test_global_descriptors_are_the_pooled_map_of_the_bundled_weights(images):
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    extract._load(network, QUICK._weights_file)
+    batch = torch.stack([QUICK._input(images, i) for i in range(3)])
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(network(batch), dim=-1)
+    torch.testing.assert_close(QUICK.extract(images).global_[:3].float(), expected, atol=2e-3, rtol=0)
+
+
+def test_the_strongest_cells_come_first(images):
+    found = Extractor(image_size=64, local_stage=3, locals_="top", top=5).extract(images)
+    assert found.local.shape[1] == 5
+    assert (found.weight.diff(dim=1) <= 0).all()
+    with pytest.raises(ValueError, match=r"Extractor\.top = 99"):
+        _ = Extractor(image_size=32, local_stage=3, locals_="top", top=99).sizes
+
+
+def test_gem_lies_between_mean_and_maximum():
+    features = torch.rand(2, 3, 4, 4)
+    pooled = extract.POOLINGS["gem"](features)
+    assert (features.mean((2, 3)) <= pooled).all() and (pooled <= features.amax((2, 3))).all()
+
+
+def test_the_file_has_the_layout_of_ames_and_is_reused(images, tmp_path, monkeypatch):
+    first = QUICK.extract(images)
+    (path,) = files(tmp_path)
+    with h5py.File(path) as file:
+        assert file["features"].shape == (12, 4, 5 + 112)
+        np.testing.assert_array_equal(file["features"][..., 3], 0)
+    monkeypatch.setattr(Extractor, "_describe", lambda *_: pytest.fail("extracted again"))
+    again = Extractor(image_size=32, local_stage=3, grid=2, batch=8).extract(images)
+    assert torch.equal(first.local, again.local)
+    rows = np.array([3, 1])
+    assert torch.equal(QUICK.extract(images.subset(rows)).local, first.local[rows])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_cache_is_made_again(images, tmp_path, damage, caplog):
+    first = QUICK.extract(images)
+    (path,) = files(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes({"cut": content[: len(content) // 2], "flipped": bytes(content), "empty": b""}[damage])
+    assert torch.equal(QUICK.extract(images).local, first.local)
+    assert "damaged" in caplog.text
+
+
+def test_killed_it_goes_on_behind_the_last_part(images, tmp_path, monkeypatch):
+    whole = QUICK.extract(images)
+    files(tmp_path)[0].unlink()
+    monkeypatch.setattr(extract, "PART", 4)
+    describe, calls = Extractor._describe, []
+
+    def dying(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return describe(self, batch)
+
+    monkeypatch.setattr(Extractor, "_describe", dying)
+    with pytest.raises(KeyboardInterrupt):
+        QUICK.extract(images)
+    assert torch.equal(QUICK.extract(images).local, whole.local)
+    assert len(calls) == 4  # two parts, the killed one, and that one again
+    assert not list((tmp_path / "cache" / "descriptors").glob("*.parts"))
+
+
+def test_wrong_settings_are_said(tmp_path):
+    for options, words in (
+        ({"pooling": "gen"}, "did you mean 'gem'"),
+        ({"locals_": "grids"}, "did you mean 'grid'"),
+        ({"model": "resnet5000"}, "Unknown timm model"),
+        ({"model": "resnet18"}, "'bundled' is for"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Extractor(**options)
+    with pytest.raises(ValueError, match="No weights at"):
+        _ = Extractor(weights=str(tmp_path / "none.pth")).sizes
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not those of this model"):
+        _ = Extractor(weights=str(tmp_path / "other.pth")).sizes
+
+
+def test_store_refuses_another_number_of_rows(tmp_path):
+    store.write(tmp_path / "x.h5", np.zeros((3, 4), np.float16), np.zeros((3, 2, 9), np.float16))
+    with pytest.raises(ValueError, match="for 4 images"):
+        store.read_arrays(tmp_path / "x.h5", 4)
+    assert cache_folder().exists()

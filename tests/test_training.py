@@ -1,0 +1,126 @@
+"""Training: resumed it ends bit by bit as unbroken, and it stops where it cannot go on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from locore.reranking import ListwiseReranker
+from locore.reranking.listwise import random_shortlist
+from locore.training import Lists, Training
+
+TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
+
+
+def lists(images=30, candidates=5) -> Lists:
+    torch.manual_seed(0)
+    descriptors = random_shortlist(images, 1, 4, 12, 20).query
+    random = np.random.default_rng(0)
+    others = np.stack([random.permutation(np.delete(np.arange(images), i))[:candidates] for i in range(images)])
+    return Lists(descriptors, others, np.arange(images) // 3)
+
+
+def model() -> ListwiseReranker:
+    torch.manual_seed(0)
+    settings = {"width": 32, "depth": 1, "heads": 2}
+    return ListwiseReranker("mamba", 12, 20, max_positions=64, settings=settings, dropout=0.1)
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(folder, training=TRAINING, killed_after=None):
+    folder.mkdir(exist_ok=True)
+    count = 0
+
+    def validate(_):
+        nonlocal count
+        count += 1
+        if count == killed_after:
+            raise Killed
+        return {"mAP@R": float(count)}
+
+    trained = model()
+    training.fit(trained, lists(), validate, folder, seed=3)
+    return trained.state_dict()
+
+
+def test_resumed_training_ends_bitwise_as_unbroken(tmp_path):
+    unbroken = fit(tmp_path / "unbroken")
+    with pytest.raises(Killed):
+        fit(tmp_path / "broken", killed_after=2)
+    resumed = fit(tmp_path / "broken")
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
+
+
+def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path):
+    start, whole = model().state_dict(), fit(tmp_path / "whole", replace(TRAINING, steps=1))
+    assert any(not torch.equal(start[name], value) for name, value in whole.items())
+    once = ListwiseReranker("mamba", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
+    gradients = []
+    for parts in (1, 2):
+        once.load_state_dict(start)
+        once.zero_grad()
+        shortlist, labels = lists().batch(0, 4, 3, torch.device("cpu"))
+        from locore.training import _parts
+
+        for part, part_labels in _parts(shortlist, labels, parts):
+            (ListwiseReranker.loss(once(part), part_labels) / parts).backward()
+        gradients.append(once.head.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_every_image_asks_once_an_epoch_and_candidates_are_shuffled():
+    table = lists()
+    numbered = replace(table.descriptors, weight=torch.arange(30.0)[:, None].expand(-1, 4))
+    table = Lists(numbered, table.candidates, table.labels)
+    asked, orders = [], []
+    for step in range(6):
+        shortlist, labels = table.batch(step, 5, 0, torch.device("cpu"))
+        rows = shortlist.query.weight[:, 0].long().numpy()
+        candidates = shortlist.candidates.weight[..., 0].long().numpy()
+        asked += rows.tolist()
+        assert (np.sort(candidates) == np.sort(table.candidates[rows])).all()
+        assert (labels.numpy() == (table.labels[candidates] == table.labels[rows][:, None])).all()
+        orders.append((candidates != table.candidates[rows]).any())
+    assert sorted(asked) == list(range(30)) and all(orders)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_rises_then_follows_its_schedule(schedule):
+    training = Training(steps=100, warmup=10, schedule=schedule, learning_rate=1.0)
+    assert training.rate(0) == pytest.approx(0.1) and training.rate(10) == pytest.approx(1.0)
+    assert training.rate(55) == pytest.approx({"constant": 1.0, "linear": 0.5, "cosine": 0.5}[schedule])
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    poisoned = lists()
+    poisoned.descriptors.local[0] = float("nan")
+    with pytest.raises(ValueError, match=r"lower Training\.learning_rate"):
+        replace(TRAINING, batch=30).fit(model(), poisoned, lambda _: {"mAP@R": 0.0}, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other model"])
+def test_a_damaged_checkpoint_is_said(tmp_path, damage):
+    fit(tmp_path)
+    last = tmp_path / "last.safetensors"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:1000])
+        other = model()
+    else:
+        other = ListwiseReranker("rwkv", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
+    with pytest.raises(ValueError, match="damaged or another model's"):
+        TRAINING.fit(other, lists(), lambda _: {"mAP@R": 0.0}, tmp_path, seed=3)
+
+
+def test_wrong_options_are_said():
+    for options, words in (
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "fp8"}, "Known: no, bf16"),
+        ({"batch": 5, "accumulation": 2}, "equal parts"),
+        ({"steps": 0}, "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Training(**options)
