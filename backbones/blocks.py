@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,3 +49,8 @@ def key_mask(mask: Tensor) -> Tensor | None:
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
     """x (B, T, D) with the masked tokens' content replaced by zero (also where it is not finite)."""
     return torch.where(mask[:, :, None], x, x.new_zeros(()))
+
+
+def full_precision(*tensors: Tensor) -> Any:
+    """The tensors as float32 (float64 stays): a recurrence over thousands of tokens loses too much in bfloat16."""
+    return [t if t.dtype == torch.float64 else t.float() for t in tensors]

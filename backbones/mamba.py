@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import zero_masked
+from backbones.blocks import full_precision, zero_masked
 from backbones.encoder import ListLayout
 from backbones.ops.selective_scan import selective_scan
 from backbones.query_attention import InterleavedEncoder
@@ -42,9 +42,9 @@ class Direction(nn.Module):
         step, B, C = self.x_proj(x).split([self.rank, *[self.A_log.shape[1]] * 2], dim=-1)
         # A step of zero leaves the state as it is: a masked token is walked over.
         delta = F.softplus(self.dt_proj(step)) * mask[:, :, None]
-        operands = (x, delta, -self.A_log.exp(), B, C, self.D)
         with torch.autocast(x.device.type, enabled=False):
-            return selective_scan(*(t.float() if t.dtype != torch.float64 else t for t in operands), reverse)
+            x, delta, A, B, C, D = full_precision(x, delta, -self.A_log.exp(), B, C, self.D)
+            return selective_scan(x, delta, A, B, C, D, reverse)
 
 
 class BidirectionalMamba(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import zero_masked
+from backbones.blocks import full_precision, zero_masked
 from backbones.encoder import ListLayout
 from backbones.ops.wkv import LOWEST, wkv
 from backbones.query_attention import InterleavedEncoder
@@ -40,9 +40,8 @@ class TimeMix(nn.Module):
         value = self.value(torch.lerp(shifted, x, self.mix_value))
         gate = torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance)))
         key = key.masked_fill(~mask[:, :, None], LOWEST)
-        operands = (self.decay / layout.tokens, self.bonus, key, value)
         with torch.autocast(x.device.type, enabled=False):
-            mean = wkv(*(t.float() if t.dtype != torch.float64 else t for t in operands))
+            mean = wkv(*full_precision(self.decay / layout.tokens, self.bonus, key, value))
         return self.output(gate * mean)
 
 

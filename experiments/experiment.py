@@ -30,7 +30,7 @@ from locore.training import Lists, Training
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1  # share of the training classes that validates
+HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
 LISTS = 48  # lists at a time in evaluation
 PICTURED = 8  # queries in lists.png
@@ -122,7 +122,7 @@ class Experiment:
         with stage("evaluation"):
             tuned = validation.rerank(model, self.candidates, LISTS, device)
             ensemble = Ensemble.fit(
-                tuned.similarities, tuned.scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
+                tuned.similarities, tuned.comparable_scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
             )
             reranked = {p: s.rerank(model, self.candidates, LISTS, device) for p, s in searches.items()}
             tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
@@ -160,7 +160,14 @@ class Experiment:
     def _training_lists(self, descriptors: Descriptors, labels: np.ndarray) -> tuple[Lists, Search]:
         """Lists of nine tenths of the training classes, and a search over the rest that validates."""
         classes = np.random.default_rng(0).permutation(np.unique(labels))
-        held_out = np.isin(labels, classes[: max(1, int(len(classes) * HELD_OUT))])
+        images = np.cumsum([np.count_nonzero(labels == label) for label in classes])
+        fewest = int(np.searchsorted(images, self.candidates, side="right")) + 1
+        held_out = np.isin(labels, classes[: max(fewest, int(len(classes) * HELD_OUT))])
+        if np.count_nonzero(~held_out) <= self.candidates:
+            raise ValueError(
+                f"{len(labels)} training images are too few to train and to validate with lists of {self.candidates}; "
+                "lower Experiment.candidates or add classes."
+            )
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         fitted, validating = descriptors[torch.from_numpy(rows)], descriptors[torch.from_numpy(others)]
         globals_ = fitted.global_.float().numpy()

@@ -48,7 +48,7 @@ def search(
     queries, gallery = (np.ascontiguousarray(x, dtype=np.float32) for x in (queries, gallery))
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         raise ValueError("A global descriptor is not finite; delete the descriptor file and extract again.")
-    index = faiss.IndexFlatIP(gallery.shape[1])
+    index: faiss.Index = faiss.IndexFlatIP(gallery.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(gallery)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,20 @@ class Lists:
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> tuple[Shortlist, Tensor]:
         """The lists of a step: every image once an epoch, each list's candidates in an order of its own."""
         places = np.arange(step * size, (step + 1) * size)
-        epochs = {
-            e: np.random.default_rng((seed, e)).permutation(len(self.labels)) for e in set(places // len(self.labels))
-        }
-        rows = np.array([epochs[p // len(self.labels)][p % len(self.labels)] for p in places])
+        count = len(self.labels)
+        rows = np.array([_permutation(seed, int(place // count), count)[place % count] for place in places])
         shuffled = np.random.default_rng((seed, step, 1)).permuted(self.candidates[rows], axis=1)
         labels = (self.labels[shuffled] == self.labels[rows][:, None]).astype(np.int64)
         shortlist = Shortlist.gather(
             self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(shuffled), device
         )
         return shortlist, torch.from_numpy(labels).to(device)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order in which the images of an epoch ask."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 @dataclass(frozen=True)

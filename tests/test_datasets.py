@@ -21,10 +21,8 @@ def test_glyphs_are_what_they_should_be():
     every = np.concatenate([train.pixels, test.pixels])
     assert len({image.tobytes() for image in every}) == len(every)
     assert not any(name.split()[1].startswith(("LastResort", "cm")) for name in train.names + test.names)
-    merged = {
-        name.split()[0]: label
-        for name, label in zip(train.names + test.names, [*train.labels, *test.labels], strict=True)
-    }
+    labels = [*train.labels, *test.labels]
+    merged = {name.split()[0]: label for name, label in zip(train.names + test.names, labels, strict=True)}
     same = [merged[c] for c in ("U+0041", "U+0391", "U+0410") if c in merged]  # A, Alpha, A of Cyrillic
     assert len(set(same)) == 1
     assert len(benchmark.queries) == 50 and benchmark.queries.image(0).mode == "RGB"

@@ -33,7 +33,7 @@ class Glyphs(ImageSet):
 
     def __init__(self, pixels: np.ndarray, names: list[str], labels: np.ndarray):
         self.pixels, self.names, self.labels = pixels, names, labels
-        self.fingerprint = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+        self.fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index]).convert("RGB")
@@ -114,11 +114,11 @@ def _render() -> tuple[np.ndarray, list[str], np.ndarray]:
 
     pixels, names, labels, seen = [], [], [], set()
     for character, fonts in drawn.items():
-        for font, rendering in fonts.items():
+        for font_name, rendering in fonts.items():
             if rendering not in seen:
                 seen.add(rendering)
                 pixels.append(np.frombuffer(rendering, np.uint8).reshape(PIXELS, PIXELS))
-                names.append(f"U+{character:04X} {font}")
+                names.append(f"U+{character:04X} {font_name}")
                 labels.append(root(character))
     order = np.argsort(labels, kind="stable")
     return np.stack(pixels)[order], [names[i] for i in order], np.array(labels)[order]

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -174,9 +175,9 @@ class Extractor:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
-    def _network(self) -> torch.nn.Module:
+    def _network(self) -> Any:
         torch.manual_seed(0)
-        network = timm.create_model(self.model, pretrained=self.weights == "pretrained", num_classes=0)
+        network: Any = timm.create_model(self.model, pretrained=self.weights == "pretrained", num_classes=0)
         if self._weights_file:
             _load(network, self._weights_file)
         return network.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)

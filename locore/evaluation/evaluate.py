@@ -124,9 +124,18 @@ class Reranked:
 
     def ensemble(self, ensemble: Ensemble) -> Tensor:
         """(Q, K) order by global and local score together."""
+        return ensemble(self.similarities, self.comparable_scores).argsort(dim=1, descending=True, stable=True)
+
+    @property
+    def comparable_scores(self) -> Tensor:
+        """(Q, K) scores.
+
+        Raises:
+            ValueError: the re-ranker gives none.
+        """
         if self.scores is None:
             raise ValueError("This re-ranker gives an order without scores, so it cannot enter an ensemble.")
-        return ensemble(self.similarities, self.scores).argsort(dim=1, descending=True, stable=True)
+        return self.scores
 
 
 def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int, ks: Sequence[int]) -> dict:

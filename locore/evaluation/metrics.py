@@ -14,14 +14,14 @@ def relevance(ranking: np.ndarray, positive: Sequence[np.ndarray]) -> np.ndarray
 
 def recall_at(right: np.ndarray, k: int) -> np.ndarray:
     """R@k: 1 if any of the first k is right. (Q, depth) -> (Q,)."""
-    return right[:, :k].any(axis=1).astype(np.float64)
+    return np.any(right[:, :k], axis=1).astype(np.float64)
 
 
 def map_at_r(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """mAP@R: (1/R) Σ_{i≤R} P(i)·rel(i) with R = `positives` (Q,). Needs depth >= max R. -> (Q,)."""
     within = right & (np.arange(right.shape[1]) < positives[:, None])
     precision = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
-    return (precision * within).sum(axis=1) / positives
+    return np.sum(precision * within, axis=1) / positives
 
 
 def r_precision(right: np.ndarray, positives: np.ndarray) -> np.ndarray:

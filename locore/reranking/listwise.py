@@ -83,11 +83,12 @@ class ListEmbedding(nn.Module):
                 continue
             rows = rows.reshape(-1, rows.shape[-1])
             rows = rows[torch.randperm(len(rows))[:WHITENING_ROWS]].float()
-            values, vectors = torch.linalg.eigh(rows.T.cov())
-            kept = min(project.weight.shape)
-            values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+            covariance = rows.T.double().cov()
             # The floor keeps directions that are mere noise from being blown up.
-            whitening = vectors / (values + 0.1 * rows.var(dim=0).mean()).sqrt()
+            covariance.diagonal().add_(0.1 * covariance.diagonal().mean())
+            values, vectors = torch.linalg.eigh(covariance)
+            kept = min(project.weight.shape)
+            whitening = (vectors / values.sqrt()).flip(1)[:, :kept].float()
             turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
             project.weight.copy_(0.5 * turn @ whitening.T)
             project.bias.copy_(-project.weight @ rows.mean(0))
