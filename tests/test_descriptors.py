@@ -37,13 +37,15 @@ def test_a_grid_of_unit_descriptors_with_their_places(images):
     for rows in (found.global_, found.local):
         torch.testing.assert_close(rows.float().norm(dim=-1), torch.ones(rows.shape[:-1]), atol=2e-3, rtol=0)
     assert found.position[0].tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    alone = QUICK.describe([images.image(2), images.image(5)])
+    torch.testing.assert_close(alone.local, found.local[[2, 5]], atol=2e-3, rtol=0)
     assert found.mask.all() and (found.scale == 0).all()
 
 
 def test_global_descriptors_are_the_pooled_map_of_the_bundled_weights(images):
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     extract._load(network, QUICK._weights_file)
-    batch = torch.stack([QUICK._input(images, i) for i in range(3)])
+    batch = torch.stack([QUICK._input(images.image(i)) for i in range(3)])
     with torch.no_grad():
         expected = torch.nn.functional.normalize(network(batch), dim=-1)
     torch.testing.assert_close(QUICK.extract(images).global_[:3].float(), expected, atol=2e-3, rtol=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
@@ -128,7 +129,7 @@ class Extractor:
         ]
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-            loaded = _ahead(pool, lambda batch: torch.stack([self._input(images, i) for i in batch]), batches)
+            loaded = _ahead(pool, lambda batch: torch.stack([self._input(images.image(i)) for i in batch]), batches)
             first = len(done) * PART
             for batch in track(batches, "extracting", -(-len(images) // self.batch), first // self.batch):
                 rows.append(self._describe(next(loaded)))
@@ -139,8 +140,13 @@ class Extractor:
                     first, rows = batch.stop, []
         yield from done.values()
 
-    def _input(self, images: ImageSet, index: int) -> Tensor:
-        image = transforms.resize(images.image(index), [self.image_size, self.image_size], antialias=True)
+    def describe(self, images: Sequence[Image.Image]) -> Descriptors:
+        """Descriptors of images in memory, not cached."""
+        with torch.inference_mode():
+            return store.unpack(*self._describe(torch.stack([self._input(image.convert("RGB")) for image in images])))
+
+    def _input(self, image: Image.Image) -> Tensor:
+        image = transforms.resize(image, [self.image_size, self.image_size], antialias=True)
         config = self._network.default_cfg
         return transforms.normalize(transforms.to_tensor(image), config["mean"], config["std"])
 

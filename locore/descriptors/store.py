@@ -39,7 +39,7 @@ class Descriptors:
         """Descriptors of some images: one indexed read of each tensor."""
         return Descriptors(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    def to(self, device: torch.device) -> Descriptors:
+    def to(self, device: torch.device | str) -> Descriptors:
         """The same on a device, floating-point tensors as float32."""
         return Descriptors(
             *(

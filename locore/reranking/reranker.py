@@ -28,7 +28,12 @@ class Shortlist:
 
     @classmethod
     def gather(
-        cls, queries: Descriptors, rows: Tensor, gallery: Descriptors, candidates: Tensor, device: torch.device
+        cls,
+        queries: Descriptors,
+        rows: Tensor,
+        gallery: Descriptors,
+        candidates: Tensor,
+        device: torch.device | str = "cpu",
     ) -> Shortlist:
         """Read a batch from descriptor tables: rows (B,) of the queries, candidates (B, K) of the gallery."""
         query, listed = queries[rows].to(device), gallery[candidates].to(device)

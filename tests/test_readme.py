@@ -1,0 +1,51 @@
+"""The README's examples are what a reader will type."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small import write_glyphs
+
+import locore
+from backbones.conformance import check_backbone
+from experiments.run import main
+from locore import checkpoints
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_backbone_is_short_conforms_and_runs(capsys):
+    (example,) = (block for block in BLOCKS if "@register" in block)
+    assert len(example.splitlines()) < 40
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme_example"})
+    check_backbone("summaries")
+    assert main(["--gin", "gin/mamba.gin", "--set", "Experiment.backbone = 'summaries'", "--dry-run"]) == 0
+    assert "275 tokens" in capsys.readouterr().out
+
+
+def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
+    (example,) = (block for block in BLOCKS if "locore.load" in block)
+    model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
+    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors")
+    images = [Image.open(path) for path in sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))]
+    monkeypatch.chdir(tmp_path)
+    names = {"query_image": images[0], "candidate_images": images[1:]}
+    exec(compile(example, "README.md", "exec"), names)
+    assert sorted(names["ranking"].order[0].tolist()) == list(range(7))
+    assert torch.isfinite(names["ranking"].scores).all()
+
+
+def test_the_readmes_files_exist():
+    for path in re.findall(r"\]\(((?:results|docs)/[^)]+)\)|--gin (gin/\S+\.gin)", README):
+        assert (Path(__file__).parents[1] / "".join(path)).exists(), path
+
+
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention"])
+def test_every_gin_file_says_what_it_is(name):
+    text = (Path(__file__).parents[1] / "gin" / f"{name}.gin").read_text()
+    for word in ("# Reproduces:", "# Command: python -m experiments.run", "# Time and result:"):
+        assert word in text
+    assert "TIME-" not in text
