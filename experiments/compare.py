@@ -178,13 +178,14 @@ def _csv(rows: list[dict[str, str]]) -> str:
 
 
 def _picture(path: Path, finished: dict[str, list[dict]]) -> None:
-    """A panel a metric: every seed a dot, the mean a bar, global and oracle as lines."""
+    """A panel a metric: a bar from global to the mean, every seed a dot, global and oracle as lines."""
     figure, axes = plt.subplots(1, len(COLUMNS), figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained")
     names = list(finished)
     one = finished[names[0]][0]
     for axis, metric in zip(axes, COLUMNS, strict=True):
         values = [[r["reranked"][metric] for r in finished[name]] for name in names]
-        axis.barh(names, [mean(v) for v in values], color="#c6dbef")
+        start = one["global"][metric]
+        axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
         for place, dots in enumerate(values):
             axis.plot(dots, [place] * len(dots), "o", color="#08519c", markersize=5)
         for reference, style in (("global", "--"), ("oracle", ":")):
