@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from experiments.command import guarded
 from experiments.experiment import prepare
 from locore import files
 from locore.report.pictures import save
@@ -45,11 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/comparison"), help="small files worth keeping")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders, with their weights")
     options = parser.parse_args(arguments)
-    try:
-        return _compare(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> int:

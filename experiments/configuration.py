@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gin
@@ -48,13 +48,24 @@ def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
         gin.add_config_file_search_path(str(folder))
     logging.disable(logging.ERROR)  # gin logs an error for every folder in which an included file is not
     try:
-        gin.parse_config_files_and_bindings(
-            [_found(file) for file in files], overrides, print_includes_and_imports=False
-        )
-    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
-        raise ValueError(_sentence(error)) from error
+        for file in files:
+            _read(gin.parse_config_file, _found(file), file, print_includes_and_imports=False)
+        for line in overrides:
+            _read(gin.parse_config, line, line)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _read(parser: Callable, text: str, said: str, **options) -> None:
+    """Let gin read a file or a line; what it says of a mistake names that file or line, and the nearest known name."""
+    try:
+        parser(text, **options)
+    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
+        unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
+        if unknown:
+            known = ["Experiment", "Extractor", "Training", *SETTINGS]
+            raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
+        raise ValueError(f"In '{said}': {error}") from error
 
 
 def _found(file: str) -> str:
@@ -65,8 +76,3 @@ def _found(file: str) -> str:
             return str(path)
     known = sorted(str(p.relative_to(folder)) for folder in CONFIGS for p in folder.rglob("*.gin"))
     raise ValueError(f"No gin file '{file}'{suggest(inside, known)}")
-
-
-def _sentence(error: Exception) -> str:
-    """gin's message on one line."""
-    return " ".join(str(error).split())

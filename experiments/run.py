@@ -13,6 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
+from experiments.command import guarded
 from locore import files
 from locore.allocator import keep_freed_memory
 
@@ -31,11 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="it is an error if there is no run to go on with")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, layout and parameters, and stop")
     options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from locore.progress import track
+
+CHUNK = 1024  # queries at a time, so that a bar can show how far the search is
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -44,7 +48,9 @@ def search(
     """
     most = len(gallery) - (self_index is not None)
     if depth > most:
-        raise ValueError(f"A shortlist of {depth} is longer than the gallery of {most} images; lower the candidates.")
+        raise ValueError(
+            f"A shortlist of {depth} is longer than the gallery of {most} images; lower the number of candidates."
+        )
     queries, gallery = (np.ascontiguousarray(x, dtype=np.float32) for x in (queries, gallery))
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         raise ValueError("A global descriptor is not finite; delete the descriptor file and extract again.")
@@ -54,7 +60,11 @@ def search(
     index.add(gallery)
     # Deep enough that the lists are full once the query itself is out and all its junk has moved behind.
     margin = (self_index is not None) + max((len(j) for j in junk or []), default=0)
-    similarities, indices = index.search(queries, min(depth + margin, len(gallery)))
+    found = [
+        index.search(queries[start : start + CHUNK], min(depth + margin, len(gallery)))
+        for start in track(range(0, len(queries), CHUNK), "searching")
+    ]
+    similarities, indices = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     marked = np.zeros(indices.shape, dtype=bool)
     if junk is not None:
         for row, ids in enumerate(junk):

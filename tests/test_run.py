@@ -1,6 +1,7 @@
 """The command line on wrong input, and what a dry run says."""
 
 import pytest
+from small import QUICK, write_glyphs
 
 from experiments.run import main
 
@@ -17,10 +18,43 @@ def test_dry_run_tells_the_layout_and_the_parameters(capsys):
         (["--gin", "gin/mamab.gin"], "did you mean 'mamba.gin'"),
         (["--gin", "gin/mamba.gin", "--set", "Experiment.backbone = 'mambo'"], "did you mean 'mamba'"),
         (["--gin", "gin/mamba.gin", "--set", "Training.schedule = 'cosin'"], "did you mean 'cosine'"),
-        (["--gin", "gin/mamba.gin", "--set", "Trainin.steps = 3"], "Trainin"),
+        (
+            ["--gin", "gin/mamba.gin", "--set", "Trainin.steps = 3"],
+            "did you mean 'Training'",
+        ),
+        (["--gin", "gin/mamba.gin", "--set", "Training.stepps = 3"], "stepps"),
+        (["--gin", "gin/mamba.gin", "--set", "Training.steps 3"], "In 'Training.steps 3'"),
+        (["--gin", "gin/mamba.gin", "--set", "mamba.widht = 3"], "did you mean 'width'"),
+        (["--gin", "gin/mamba.gin", "--resume", "--out", "/none"], "no run to resume"),
     ],
 )
 def test_wrong_input_gets_one_sentence(capsys, arguments, words):
-    assert main([*arguments, "--dry-run"]) == 2
+    assert main(arguments if "--resume" in arguments else [*arguments, "--dry-run"]) == 2
     message = capsys.readouterr().err
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_a_size_mixes_into_an_experiment(capsys, size):
+    assert main(["--gin", "gin/longformer.gin", "--gin", f"gin/size/{size}.gin", "--dry-run"]) == 0
+    assert f"Experiment.size = '{size}'" in capsys.readouterr().out
+
+
+def test_wrong_images_get_one_sentence(capsys, tmp_path):
+    def run(name, *lines):
+        settings = [part for line in (*QUICK, *lines) for part in ("--set", line)]
+        status = main(["--gin", "gin/query_attention.gin", "--out", str(tmp_path / name), *settings])
+        return status, capsys.readouterr().err.strip().splitlines()[-1]
+
+    status, message = run("a", "folder.path = '/none'")
+    assert status == 2 and message.startswith("error: No folder or zip at '/none'")
+    (tmp_path / "empty").mkdir()
+    status, message = run("b", f"folder.path = '{tmp_path / 'empty'}'")
+    assert status == 2 and "0 images in 0 sub-folders" in message
+    root = write_glyphs(tmp_path / "images")
+    status, message = run("c", f"folder.path = '{root}'", "Experiment.candidates = 80")
+    assert status == 2 and "lower Experiment.candidates" in message
+    broken = sorted(root.rglob("*.png"))[-1]
+    broken.write_bytes(b"no image")
+    status, message = run("d", f"folder.path = '{root}'")
+    assert status == 2 and broken.name in message and "mend or remove it" in message
