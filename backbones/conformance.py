@@ -38,6 +38,7 @@ def check_backbone(backbone: str | Callable[[], SequenceEncoder]) -> None:
         ConformanceError: all broken rules, one a line.
     """
     make = (lambda: create(backbone)) if isinstance(backbone, str) else backbone
+    make()  # a wrong name or setting is no broken rule
     broken = []
     for rule in RULES:
         torch.manual_seed(0)
@@ -45,6 +46,8 @@ def check_backbone(backbone: str | Callable[[], SequenceEncoder]) -> None:
             rule(make)
         except ConformanceError as error:
             broken.append(f"{rule.__name__}: {error}")
+        except Exception as error:  # a stranger's encoder may raise anything
+            broken.append(f"{rule.__name__}: the encoder raised {error!r}; try {rule.__name__}() alone to see where")
     if broken:
         raise ConformanceError("\n".join(broken))
 

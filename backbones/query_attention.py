@@ -80,7 +80,7 @@ class InterleavedEncoder(SequenceEncoder):
     base={"width": 768, "depth": 16, "heads": 12},
 )
 class QueryAttentionOnly(InterleavedEncoder):
-    """`mamba` and `rwkv` with their mixer replaced by the identity: candidates never see each other.
+    """The stack of `mamba` and `rwkv` with the identity as recurrent layer: a token sees itself and the query only.
 
     Args:
         width: D. depth: layers. heads: attention heads. expansion: feed-forward width over D.

@@ -62,14 +62,23 @@ class Registry:
         Raises:
             ValueError: unknown name, size or setting; the message names the nearest known ones.
         """
+        self.check(name, size, **settings)
+        entry = self.entry(name)
+        return entry.build(**{**entry.sizes[size], **settings})
+
+    def check(self, name: str, size: str = DEFAULT_SIZE, **settings) -> None:
+        """Raise what `create` would raise of these arguments, without building."""
         entry = self.entry(name)
         if size not in entry.sizes:
             raise ValueError(f"The {self.kind} '{name}' has no size '{size}'{suggest(size, entry.sizes)}")
-        known = list(inspect.signature(entry.build).parameters)
-        for setting in settings:
+        known = inspect.signature(entry.build).parameters
+        given = {**entry.sizes[size], **settings}
+        for setting in given:
             if setting not in known:
                 raise ValueError(f"The {self.kind} '{name}' has no setting '{setting}'{suggest(setting, known)}")
-        return entry.build(**{**entry.sizes[size], **settings})
+        for setting, parameter in known.items():
+            if parameter.default is parameter.empty and setting not in given:
+                raise ValueError(f"The {self.kind} '{name}' needs a setting '{setting}'; give {name}.{setting} = …")
 
     def available(self, pattern: str = "*") -> list[str]:
         """Registered names that match a wildcard pattern, sorted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if len({Path(file).stem for file in options.gin}) < len(options.gin):
+        raise ValueError("Two gin files have the same name, and rows are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.
     configurations = {
         (Path(file).stem, seed): (file, prepare([file], options.set, seed)[1])
@@ -62,7 +65,7 @@ def _compare(options: argparse.Namespace) -> int:
         result = options.results / f"{name}-seed{seed}.json"
         metrics = _known(result, config)
         if metrics is None:
-            folder = options.runs / f"{name}-seed{seed}"
+            folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
             command = [
                 sys.executable,
                 "-m",
@@ -79,7 +82,7 @@ def _compare(options: argparse.Namespace) -> int:
             print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
             error = _run(command)
             if error:
-                failed[name] = f"seed {seed}: {error}"
+                failed[f"{name}, seed {seed}"] = error
                 continue
             metrics = json.loads((folder / "metrics.json").read_text())
             files.write_json(result, metrics)
@@ -116,7 +119,7 @@ def _run(command: list[str]) -> str | None:
             line.clear()
         else:
             line += byte
-    return None if process.wait() == 0 else (last.decode(errors="replace") or f"exit status {process.returncode}")
+    return None if process.wait() == 0 else f"exit status {process.returncode}, {last.decode(errors='replace')}"
 
 
 def _rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[str, str]]:
@@ -158,7 +161,7 @@ def _markdown(rows: list[dict[str, str]], finished: dict[str, list[dict]], comma
             "",
             f"Re-ranked: the first {one['candidates']} of each of {one['queries']} queries of `{one['benchmark']}`; "
             "mean ± deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same "
-            "shortlist.",
+            "shortlist. Training with its validations; re-ranking in batches; memory of the whole process.",
             "",
             f"Command: `{command}`. Machine: {one['machine']}. "
             f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.",

@@ -62,6 +62,7 @@ class Experiment:
     def __post_init__(self):
         benchmarks.entry(self.benchmark)
         self.benchmark_settings = SETTINGS[self.benchmark]()
+        benchmarks.check(self.benchmark, **self.benchmark_settings)
         global_dim, local_dim = self.extractor.sizes
         self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
         self.model_settings = {

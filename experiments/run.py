@@ -55,7 +55,8 @@ def _run(options: argparse.Namespace) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"The run folder '{folder}' is in use by another process; give another --out.") from None
-        if (folder / "config.gin").exists() and (folder / "config.gin").read_text() != config:
+        begun = (folder / "last.safetensors").exists() or (folder / "metrics.json").exists()
+        if begun and (folder / "config.gin").read_text() != config:
             raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
         if (folder / "metrics.json").exists():
             print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")

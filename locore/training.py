@@ -99,10 +99,10 @@ class Training:
             raise ValueError(f"Unknown Training.schedule '{self.schedule}'{suggest(self.schedule, SCHEDULES)}")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"Unknown Training.precision '{self.precision}'{suggest(self.precision, ['no', 'bf16'])}")
+        if min(self.steps, self.batch, self.validate_every, self.accumulation) < 1:
+            raise ValueError("Training.steps, batch, validate_every and accumulation must be at least 1.")
         if self.batch % self.accumulation:
             raise ValueError(f"Training.batch {self.batch} cannot be cut into {self.accumulation} equal parts.")
-        if min(self.steps, self.batch, self.validate_every) < 1:
-            raise ValueError("Training.steps, batch and validate_every must be at least 1.")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -132,7 +132,7 @@ class Training:
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or another model's.
         """
-        accelerator = Accelerator(mixed_precision=self.precision)
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=self.precision)
         model.encoder.gradient_checkpointing = self.gradient_checkpointing
         wrapped, optimizer = accelerator.prepare(
             model, torch.optim.AdamW(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)

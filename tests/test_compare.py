@@ -35,7 +35,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     assert len(commands) == 2
     table = (tmp_path / "results" / "table.md").read_text()
     metrics = json.loads((tmp_path / "results" / "good-seed0.json").read_text())
-    assert "failed: seed 0: error: it broke" in table
+    assert "| bad, seed 0 |" in table and "error: it broke" in table
     assert f"{metrics['reranked']['mAP@R']:.1f}" in table and "| oracle |" in table
     assert (tmp_path / "results" / "table.csv").read_text().startswith(",parameters,R@1")
     assert (tmp_path / "results" / "table.png").stat().st_size > 1000
@@ -43,6 +43,8 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     assert len(commands) == 3  # only the failed one again
     compare.main([*arguments, "--set", "Training.steps = 7"])
     assert len(commands) == 5  # another configuration: both
+    again = json.loads((tmp_path / "results" / "good-seed0.json").read_text())
+    assert "Training.steps = 7" in again["config"]
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):

@@ -114,6 +114,16 @@ def test_the_sound_one_conforms():
     check_backbone(Mean)
 
 
+class Crashing(Mean):
+    def forward(self, tokens, layout, mask):
+        return super().forward(tokens.view(2, layout.tokens, 16), layout, mask)
+
+
+def test_an_encoder_that_raises_is_reported_by_rule():
+    with pytest.raises(ConformanceError, match=r"batch_invariance: the encoder raised RuntimeError"):
+        check_backbone(Crashing)
+
+
 def test_every_rule_has_a_broken_encoder():
     assert {rule.__name__ for rule in RULES} == set(BROKEN)
 

@@ -44,6 +44,8 @@ def test_a_folder_and_its_zip_are_the_same_benchmark(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         for path in root.rglob("*.png"):
             file.write(path, path.relative_to(tmp_path))
+        file.writestr("__MACOSX/images/._a.png", b"not an image")
+        file.writestr("cover.png", b"not of a class")
     one, other = benchmarks.create("folder", path=str(root)), benchmarks.create("folder", path=str(archive))
     assert len(one.train) == len(other.train) == 9
     assert (one.train.labels == other.train.labels).all()

@@ -104,6 +104,8 @@ def test_killed_it_goes_on_behind_the_last_part(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Extractor, "_describe", dying)
     with pytest.raises(KeyboardInterrupt):
         QUICK.extract(images)
+    (parts,) = (tmp_path / "cache" / "descriptors").glob("*.parts")
+    (parts / ".000000008.h5.1.tmp").write_bytes(b"what a kill in the middle of a write leaves")
     assert torch.equal(QUICK.extract(images).local, whole.local)
     assert len(calls) == 4  # two parts, the killed one, and that one again
     assert not list((tmp_path / "cache" / "descriptors").glob("*.parts"))
@@ -120,6 +122,12 @@ def test_wrong_settings_are_said(tmp_path):
             Extractor(**options)
     with pytest.raises(ValueError, match="No weights at"):
         _ = Extractor(weights=str(tmp_path / "none.pth")).sizes
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="no state dict"):
+        _ = Extractor(weights=str(tmp_path / "text.pth")).sizes
+    torch.save({"model": {}}, tmp_path / "nested.pth")
+    with pytest.raises(ValueError, match="more than a state dict"):
+        _ = Extractor(weights=str(tmp_path / "nested.pth")).sizes
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not those of this model"):
         _ = Extractor(weights=str(tmp_path / "other.pth")).sizes
@@ -130,3 +138,12 @@ def test_store_refuses_another_number_of_rows(tmp_path):
     with pytest.raises(ValueError, match="for 4 images"):
         store.read_arrays(tmp_path / "x.h5", 4)
     assert cache_folder().exists()
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_transformers_give_their_last_map(images, model):
+    extractor = Extractor(model=model, weights="random", image_size=64, grid=2)
+    found = extractor.extract(images.subset(np.arange(3)))
+    assert extractor.sizes == (extractor._network.num_features,) * 2
+    assert found.local.shape == (3, 4, extractor._network.num_features)
+    assert torch.isfinite(found.local).all() and not torch.equal(found.local[0], found.local[1])

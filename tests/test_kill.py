@@ -93,6 +93,7 @@ def test_a_run_folder_in_use_is_refused(tmp_path, images):
     while not (tmp_path / "run" / "config.gin").exists():
         assert first.poll() is None
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # it holds its folder for as long as the second one takes to start
     second = start(tmp_path, images)
     _, error = second.communicate(timeout=100)
     first.kill()

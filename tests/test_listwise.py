@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from small import random_shortlist
 
 from backbones.registry import suggest
 from locore import checkpoints
 from locore.reranking import ListwiseReranker, Shortlist
-from locore.reranking.listwise import random_shortlist
 
 K, L = 6, 4
 

@@ -25,6 +25,8 @@ def test_dry_run_tells_the_layout_and_the_parameters(capsys):
         (["--gin", "gin/mamba.gin", "--set", "Training.stepps = 3"], "stepps"),
         (["--gin", "gin/mamba.gin", "--set", "Training.steps 3"], "In 'Training.steps 3'"),
         (["--gin", "gin/mamba.gin", "--set", "mamba.widht = 3"], "did you mean 'width'"),
+        (["--gin", "gin/mamba.gin", "--set", "glyphs.max_querys = 3"], "did you mean 'max_queries'"),
+        (["--gin", "gin/mamba.gin", "--set", "Experiment.benchmark = 'folder'"], "give folder.path"),
         (["--gin", "gin/mamba.gin", "--resume", "--out", "/none"], "no run to resume"),
     ],
 )
@@ -49,7 +51,7 @@ def test_wrong_images_get_one_sentence(capsys, tmp_path):
     status, message = run("a", "folder.path = '/none'")
     assert status == 2 and message.startswith("error: No folder or zip at '/none'")
     (tmp_path / "empty").mkdir()
-    status, message = run("b", f"folder.path = '{tmp_path / 'empty'}'")
+    status, message = run("a", f"folder.path = '{tmp_path / 'empty'}'")
     assert status == 2 and "0 images in 0 sub-folders" in message
     root = write_glyphs(tmp_path / "images")
     status, message = run("c", f"folder.path = '{root}'", "Experiment.candidates = 80")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small import random_shortlist
 
 from locore.reranking import ListwiseReranker
-from locore.reranking.listwise import random_shortlist
 from locore.training import Lists, Training
 
 TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
@@ -121,6 +121,7 @@ def test_wrong_options_are_said():
         ({"precision": "fp8"}, "Known: no, bf16"),
         ({"batch": 5, "accumulation": 2}, "equal parts"),
         ({"steps": 0}, "at least 1"),
+        ({"accumulation": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
             Training(**options)

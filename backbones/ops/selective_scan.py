@@ -64,7 +64,7 @@ def _scan(
 
 @_scan.register_fake
 def _(x, delta, A, B, C, D, reverse):
-    return torch.empty_like(x), x.new_empty(x.shape[0], -(-x.shape[1] // STRIDE), A.shape[1], x.shape[2])
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], -(-x.shape[1] // STRIDE), A.shape[1], x.shape[2])
 
 
 @torch.library.custom_op("locore::selective_scan_backward", mutates_args=())
@@ -81,7 +81,7 @@ def _scan_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     batch, tokens, channels = x.shape
     groups = -(-channels // CHANNELS)
-    grad_x, grad_delta = torch.empty_like(x), torch.empty_like(x)
+    grad_x, grad_delta = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
     grad_A = torch.zeros(batch, A.shape[1], channels, dtype=x.dtype)
     grad_B = torch.empty(groups, batch, tokens, A.shape[1], dtype=x.dtype)
     grad_C = torch.empty_like(grad_B)
@@ -96,7 +96,7 @@ def _scan_backward(
 
 @_scan_backward.register_fake
 def _(grad, x, delta, A, B, C, D, states, reverse):
-    return tuple(torch.empty_like(t) for t in (x, delta, A, B, C, D))
+    return tuple(t.new_empty(t.shape) for t in (x, delta, A, B, C, D))
 
 
 def _save(ctx, inputs, output):

@@ -120,3 +120,11 @@ class Benchmark:
             protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
             self_index=index,
         )
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent shown on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

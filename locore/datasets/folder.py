@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks
+from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks, on_white
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -26,7 +26,7 @@ class FileImages(ImageSet):
         name = self.names[index]
         try:
             with Image.open(self._open(name)) as image:
-                return _on_white(image)
+                return on_white(image)
         except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
@@ -76,24 +76,22 @@ def folder(path: str, max_queries: int | None = None) -> Benchmark:
 def _entries(root: Path) -> list[tuple[str, tuple[int, int]]]:
     """Name and (size, checksum or time of change) of every image, sorted by name."""
     if root.is_dir():
-        files = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        return sorted((p.relative_to(root).as_posix(), (p.stat().st_size, p.stat().st_mtime_ns)) for p in files)
+        files = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*")]
+        kept = [(name, p.stat()) for name, p in files if _is_image(name) and p.is_file()]
+        return sorted((name, (stat.st_size, stat.st_mtime_ns)) for name, stat in kept)
     if not root.exists():
         raise ValueError(f"No folder or zip at '{root}'; set folder.path to one with a sub-folder for each class.")
     try:
         with zipfile.ZipFile(root) as archive:
             return sorted(
-                (info.filename, (info.file_size, info.CRC))
-                for info in archive.infolist()
-                if PurePosixPath(info.filename).suffix.lower() in SUFFIXES
+                (info.filename, (info.file_size, info.CRC)) for info in archive.infolist() if _is_image(info.filename)
             )
     except zipfile.BadZipFile as error:
         raise ValueError(f"'{root}' is neither a folder nor a readable zip ({error}).") from error
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent shown on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+def _is_image(name: str) -> bool:
+    """Whether a file is an image of a class: not hidden, not what macOS adds to a zip, and in some sub-folder."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
-from locore.datasets.benchmark import ImageSet, Subset
+from locore.datasets.benchmark import ImageSet, Subset, on_white
 from locore.descriptors import store
 from locore.descriptors.store import Descriptors
 from locore.files import cache_folder
@@ -105,9 +107,7 @@ class Extractor:
         parts = list(self._parts(images, path.with_suffix(".parts")))
         globals_, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         store.write(path, globals_, features)
-        for part in path.with_suffix(".parts").glob("*.h5"):
-            part.unlink()
-        path.with_suffix(".parts").rmdir()
+        shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
         return store.unpack(globals_, features)
 
     def _parts(self, images: ImageSet, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -127,6 +127,7 @@ class Extractor:
             if start not in done
             for i in range(start, min(start + PART, len(images)), self.batch)
         ]
+        _ = self._network  # built here, not by two threads at once
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         with ThreadPoolExecutor(2) as pool, torch.inference_mode():
             loaded = _ahead(pool, lambda batch: torch.stack([self._input(images.image(i)) for i in batch]), batches)
@@ -143,7 +144,7 @@ class Extractor:
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
         """Descriptors of images in memory, not cached."""
         with torch.inference_mode():
-            return store.unpack(*self._describe(torch.stack([self._input(image.convert("RGB")) for image in images])))
+            return store.unpack(*self._describe(torch.stack([self._input(on_white(image)) for image in images])))
 
     def _input(self, image: Image.Image) -> Tensor:
         image = transforms.resize(image, [self.image_size, self.image_size], antialias=True)
@@ -172,8 +173,14 @@ class Extractor:
 
     def _maps(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """The last feature map and the one that locals are read from, (N, C, h, w) each."""
-        stages = [-1 if self.local_stage is None else self.local_stage]
-        last, maps = self._network.forward_intermediates(batch.to(self._device), indices=stages, output_fmt="NCHW")
+        stages = [-1] if self.local_stage is None else [self.local_stage, -1]
+        last, maps = self._network.forward_intermediates(
+            batch.to(self._device), indices=stages, norm=True, output_fmt="NCHW"
+        )
+        # EfficientNets end with more channels than their last stage; transformers end with tokens or with channels
+        # last, and their last stage says the same as a map.
+        if last.ndim != 4 or last.shape[1] != self._network.num_features:
+            last = maps[-1]
         return last, last if self.local_stage is None else maps[0]
 
     @cached_property
@@ -182,8 +189,12 @@ class Extractor:
 
     @cached_property
     def _network(self) -> Any:
-        torch.manual_seed(0)
-        network: Any = timm.create_model(self.model, pretrained=self.weights == "pretrained", num_classes=0)
+        resized: dict[str, Any] = {"img_size": self.image_size} if _takes_size(self.model) else {}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network: Any = timm.create_model(
+                self.model, pretrained=self.weights == "pretrained", num_classes=0, **resized
+            )
         if self._weights_file:
             _load(network, self._weights_file)
         return network.eval().requires_grad_(False).to(self._device, memory_format=torch.channels_last)
@@ -220,6 +231,10 @@ def _load(network: torch.nn.Module, path: Path) -> None:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
     wanted = network.state_dict()
     weights = {name: value for name, value in weights.items() if "classifier" not in name and "_fc." not in name}
     if set(wanted) != set(weights):
@@ -227,6 +242,12 @@ def _load(network: torch.nn.Module, path: Path) -> None:
             raise ValueError(f"The weights in '{path}' are not those of this model: names and shapes differ.")
         weights = dict(zip(wanted, weights.values(), strict=True))
     network.load_state_dict(weights)
+
+
+def _takes_size(model: str) -> bool:
+    """Whether a model is built for one size of image, as vision transformers are."""
+    config = timm.get_pretrained_cfg(model)
+    return config is not None and config.fixed_input_size
 
 
 def _near(name: str) -> list[str]:

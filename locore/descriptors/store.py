@@ -22,7 +22,7 @@ class Descriptors:
     Attributes:
         global_: (..., Dg), L2-normalised.
         local: (..., L, D). position: (..., L, 2), x and y in [0, 1]. scale: (..., L) long.
-        mask: (..., L) bool, True = real. weight: (..., L), the detector's, best first.
+        mask: (..., L) bool, True = real. weight: (..., L), a detector's, best first, or the norm of a grid's cell.
     """
 
     global_: Tensor

@@ -109,7 +109,7 @@ class Search:
         return torch.from_numpy(np.argsort(~self.right[:, :candidates], axis=1, kind="stable"))
 
     def shortlist_recall(self, candidates: int) -> np.ndarray:
-        """(Q,) share of a query's right images that its shortlist holds."""
+        """(Q,) share of a query's right images, or of as many as fit, that its shortlist holds."""
         return self.right[:, :candidates].sum(axis=1) / np.minimum(self.positives, candidates)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from locore.progress import track
+
 ALPHAS = np.linspace(0, 1, 21).round(2)
 TEMPERATURES = np.concatenate([np.linspace(0.05, 1, 20).round(2), [1.5, 2.0, 3.0, 5.0]])
 
@@ -31,7 +33,7 @@ class Ensemble:
             similarities, scores: (Q, K). quality: (Q, K) order -> number, higher is better.
         """
         best, chosen = -np.inf, cls(1.0, 1.0)
-        for alpha in ALPHAS:
+        for alpha in track(ALPHAS, "choosing the ensemble"):
             for temperature in TEMPERATURES:
                 candidate = cls(float(alpha), float(temperature))
                 value = quality(candidate(similarities, scores).argsort(dim=1, descending=True, stable=True))

@@ -228,20 +228,3 @@ class ListwiseReranker(nn.Module):
         if shortlist.present is not None:
             scores = scores.masked_fill(~shortlist.present, float("-inf"))
         return Ranking.by(scores)
-
-
-def random_shortlist(batch: int, candidates: int, locals_: int, local_dim: int, global_dim: int) -> Shortlist:
-    """A shortlist of random unit descriptors, to try a re-ranker on."""
-
-    def descriptors(*lead: int) -> Descriptors:
-        return Descriptors(
-            global_=F.normalize(torch.randn(*lead, global_dim), dim=-1),
-            local=F.normalize(torch.randn(*lead, locals_, local_dim), dim=-1),
-            position=torch.rand(*lead, locals_, 2),
-            scale=torch.zeros(*lead, locals_, dtype=torch.long),
-            mask=torch.ones(*lead, locals_, dtype=torch.bool),
-            weight=torch.ones(*lead, locals_),
-        )
-
-    query, listed = descriptors(batch), descriptors(batch, candidates)
-    return Shortlist(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)

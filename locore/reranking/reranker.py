@@ -19,6 +19,7 @@ class Shortlist:
         similarities: (B, K) of the global descriptors.
         query: descriptors with leading dimensions (B,). candidates: with leading dimensions (B, K).
         present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are there.
+            (`rwkv` decays by the length of the batch's longest list, so there its scores move a little.)
     """
 
     similarities: Tensor
