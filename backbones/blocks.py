@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+SLICE = 512  # tokens
 
 
 class Attention(nn.Module):
@@ -34,11 +38,31 @@ class Attention(nn.Module):
         return self.output(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Sequential):
-    """Linear, GELU, linear."""
+class FeedForward(nn.Module):
+    """Layer norm, linear, GELU, linear, beside a residual."""
 
     def __init__(self, width: int, inner: int):
-        super().__init__(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+        super().__init__()
+        self.norm, self.widen, self.narrow = nn.LayerNorm(width), nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return in_slices(lambda part: part + self.narrow(F.gelu(self.widen(self.norm(part)))), x)
+
+
+def in_slices(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """function(*tensors) for what each token does by itself, tensors (B, T, ...) -> (B, T, D).
+
+    Where no gradient is wanted, a slice of tokens at a time: what lies between stays in the processor's cache and is
+    never held for the whole list. With a gradient all of it has to be kept anyway.
+    """
+    if torch.is_grad_enabled() or tensors[0].device.type != "cpu":
+        return function(*tensors)
+    rows = [x.flatten(0, 1).split(SLICE) for x in tensors]
+    out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    for part, *inputs in zip(out.flatten(0, 1).split(SLICE), *rows, strict=True):
+        part.copy_(function(*inputs))
+    return out
 
 
 def key_mask(mask: Tensor) -> Tensor | None:

@@ -6,20 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import key_mask
+from backbones.blocks import in_slices, key_mask, zero_masked
 from backbones.encoder import ListLayout, SequenceEncoder
-from backbones.ops.window_attention import window_attention
+from backbones.ops.window_attention import Window, window_attention
 from backbones.registry import register
 
 
 class LongformerAttention(nn.Module):
     """Window attention with global tokens; rows of global tokens have projections of their own and see everything."""
 
-    def __init__(self, width: int, heads: int, window: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % heads or window % 2:
-            raise ValueError(f"Width {width} must be a multiple of {heads} heads, and the window {window} even.")
-        self.heads, self.reach = heads, window // 2
+        if width % heads:
+            raise ValueError(f"Width {width} must be a multiple of {heads} heads.")
+        self.heads = heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.query_global, self.key_global, self.value_global = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
@@ -29,39 +29,42 @@ class LongformerAttention(nn.Module):
             other.load_state_dict(self.query.state_dict())
         self.value_global.load_state_dict(self.value.state_dict())
 
-    def forward(self, x: Tensor, real: Tensor, global_: Tensor) -> Tensor:
-        """x (B, T, D), real (B, T), global_ (T,) -> (B, T, D)."""
+    def forward(self, x: Tensor, window: Window) -> Tensor:
+        """x (B, T, D) -> (B, T, D), before the output projection."""
 
-        def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        def heads(*projections: nn.Linear) -> tuple[Tensor, ...]:
+            """One product for several projections; each as (B, heads, T, d)."""
+            weight, bias = (torch.cat([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
+            projected = F.linear(x, weight, bias).unflatten(-1, (len(projections), self.heads, -1))
+            return projected.permute(2, 0, 3, 1, 4).unbind(0)
 
-        mixed = window_attention(
-            heads(self.query(x)), heads(self.key(x)), heads(self.value(x)), real, global_, self.reach
-        )
-        index = global_.nonzero().flatten()
+        mixed = window_attention(*heads(self.query, self.key, self.value), window)
         rows = F.scaled_dot_product_attention(
-            heads(self.query_global(x[:, index])),
-            heads(self.key_global(x)),
-            heads(self.value_global(x)),
-            key_mask(real),
+            self.query_global(x[:, window.index]).unflatten(-1, (self.heads, -1)).transpose(1, 2),
+            *heads(self.key_global, self.value_global),
+            key_mask(window.real),
         )
-        mixed = mixed.index_copy(2, index, rows.to(mixed.dtype)).transpose(1, 2).flatten(2)
+        mixed = mixed.transpose(1, 2).index_copy(1, window.index, rows.transpose(1, 2).to(mixed.dtype)).flatten(2)
         # A masked token gathers nothing, as published: its score comes from its own embedding.
-        return self.output(torch.where(real[:, :, None], mixed, mixed.new_zeros(())))
+        return zero_masked(mixed, window.real)
 
 
 class LongformerLayer(nn.Module):
     """BERT's post-norm layer around `LongformerAttention`."""
 
-    def __init__(self, width: int, heads: int, inner: int, window: int, dropout: float):
+    def __init__(self, width: int, heads: int, inner: int, dropout: float):
         super().__init__()
-        self.attention = LongformerAttention(width, heads, window)
+        self.attention = LongformerAttention(width, heads)
         self.attention_norm, self.output_norm = nn.LayerNorm(width, eps=1e-5), nn.LayerNorm(width, eps=1e-5)
         self.intermediate, self.output = nn.Linear(width, inner), nn.Linear(inner, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, real: Tensor, global_: Tensor) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, real, global_)))
+    def forward(self, x: Tensor, window: Window) -> Tensor:
+        return in_slices(self._behind_attention, x, self.attention(x, window))
+
+    def _behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What each token does by itself."""
+        x = self.attention_norm(x + self.dropout(self.attention.output(mixed)))
         return self.output_norm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
 
 
@@ -90,15 +93,18 @@ class Longformer(SequenceEncoder):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.hidden_size = width
+        if window < 2 or window % 2:
+            raise ValueError(f"longformer.window {window} must be even and at least 2.")
+        self.hidden_size, self.reach = width, window // 2
         self.layers = nn.ModuleList(
-            LongformerLayer(width, heads, int(width * expansion), window, dropout) for _ in range(depth)
+            LongformerLayer(width, heads, int(width * expansion), dropout) for _ in range(depth)
         )
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
         global_ = layout.sep(tokens.device)
         global_[layout.query] = True
         global_ = F.pad(global_, (0, tokens.shape[1] - layout.tokens))
+        window = Window.of(mask, global_, self.reach)
         for layer in self.layers:
-            tokens = self.run(layer, tokens, mask, global_)
+            tokens = self.run(layer, tokens, window)
         return tokens

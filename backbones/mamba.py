@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from backbones.blocks import full_precision, zero_masked
 from backbones.encoder import ListLayout
-from backbones.ops.selective_scan import selective_scan
+from backbones.ops.causal_conv import causal_conv
+from backbones.ops.selective_scan import SKIPPED, selective_scan
 from backbones.query_attention import InterleavedEncoder
 from backbones.registry import register
 
@@ -21,30 +23,17 @@ class Direction(nn.Module):
 
     def __init__(self, channels: int, state: int, kernel: int):
         super().__init__()
-        self.rank = math.ceil(channels / 32)
+        rank = math.ceil(channels / 32)
         self.conv1d = nn.Conv1d(channels, channels, kernel, groups=channels)
-        self.x_proj = nn.Linear(channels, self.rank + 2 * state, bias=False)
-        self.dt_proj = nn.Linear(self.rank, channels)
+        self.x_proj = nn.Linear(channels, rank + 2 * state, bias=False)
+        self.dt_proj = nn.Linear(rank, channels)
         self.A_log = nn.Parameter(torch.arange(1, state + 1.0).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         # Steps start log-uniform in [0.001, 0.1] (Mamba, section 3.6): the bias is their inverse softplus.
-        nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         step = torch.empty(channels).uniform_(math.log(0.001), math.log(0.1)).exp()
         with torch.no_grad():
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
-
-    def forward(self, x: Tensor, mask: Tensor, reverse: bool) -> Tensor:
-        """x (B, T, channels), zero where masked -> (B, T, channels)."""
-        reach = self.conv1d.kernel_size[0] - 1
-        weight = self.conv1d.weight.flip(-1) if reverse else self.conv1d.weight
-        padded = F.pad(x.transpose(1, 2), (0, reach) if reverse else (reach, 0))
-        x = F.silu(F.conv1d(padded, weight, self.conv1d.bias, groups=x.shape[-1])).transpose(1, 2)
-        step, B, C = self.x_proj(x).split([self.rank, *[self.A_log.shape[1]] * 2], dim=-1)
-        # A step of zero leaves the state as it is: a masked token is walked over.
-        delta = F.softplus(self.dt_proj(step)) * mask[:, :, None]
-        with torch.autocast(x.device.type, enabled=False):
-            x, delta, A, B, C, D = full_precision(x, delta, -self.A_log.exp(), B, C, self.D)
-            return selective_scan(x, delta, A, B, C, D, reverse)
 
 
 class BidirectionalMamba(nn.Module):
@@ -62,12 +51,33 @@ class BidirectionalMamba(nn.Module):
         self.ahead, self.back = Direction(channels, state, kernel), Direction(channels, state, kernel)
         self.out_proj = nn.Linear(channels, width, bias=False)
 
-    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
-        """tokens (B, T', D), mask (B, T') -> (B, T', D)."""
-        x, gate = self.in_proj(self.norm(tokens)).chunk(2, dim=-1)
-        x = zero_masked(x, mask)
-        mixed = self.ahead(x, mask, reverse=False) + self.back(x, mask, reverse=True)
-        return tokens + self.out_proj(mixed * (F.silu(gate) / 2))
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
+        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
+        # Two products rather than one cut in halves: the kernels want their tokens side by side in memory.
+        normed = self.norm(tokens)
+        inner, gate = (F.linear(normed, weight) for weight in self.in_proj.weight.chunk(2))
+        mixed = self._mix(inner if mask is None else zero_masked(inner, mask), mask)
+        return tokens + F.linear(mixed.to(gate.dtype) * F.silu(gate), self.out_proj.weight / 2)
+
+    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, T, channels), zero where masked -> (B, T, channels), the sum of both directions."""
+        ways = (self.ahead, self.back)
+        with torch.autocast(x.device.type, enabled=False):
+            (x,) = full_precision(x)  # a recurrence over thousands of tokens loses too much in bfloat16
+
+            def both(*path: str) -> Tensor:
+                """A parameter of both directions, (2, ...)."""
+                return torch.stack([reduce(getattr, path, way) for way in ways]).to(x.dtype)
+
+            seen = causal_conv(x, both("conv1d", "weight").squeeze(2), both("conv1d", "bias"))
+            rank, state = self.ahead.dt_proj.in_features, self.ahead.A_log.shape[1]
+            chosen = torch.bmm(seen.flatten(1, 2), both("x_proj", "weight").mT)
+            low, B, C = chosen.split([rank, state, state], dim=-1)
+            step = torch.baddbmm(both("dt_proj", "bias")[:, None], low, both("dt_proj", "weight").mT).view_as(seen)
+            if mask is not None:
+                step = step.masked_fill(~mask[:, :, None], SKIPPED)
+            B, C = (t.unflatten(1, x.shape[:2]) for t in (B, C))
+            return selective_scan(seen, step, -both("A_log").exp(), B, C, both("D"))
 
 
 @register(

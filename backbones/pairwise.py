@@ -15,7 +15,7 @@ class PairLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width)
         self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, inner)
 
     def forward(self, x: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class PairLayer(nn.Module):
         fused = self.attention(candidates.flatten(0, 1), pairs, key_mask(pairs_real))
         fused = fused.unflatten(0, candidates.shape[:2]).flatten(1, 2)
         x = x + torch.cat([self.attention(query, query, key_mask(query_real)), fused], dim=1)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return self.feed_forward(x)
 
 
 @register(

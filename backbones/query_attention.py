@@ -22,16 +22,15 @@ class QueryAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width)
         self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, inner)
 
-    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
-        """tokens (B, T', D), mask (B, T') -> (B, T', D)."""
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
+        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
         query, candidates, padding = tokens.tensor_split((layout.block, layout.tokens), dim=1)
-        seen = key_mask(mask[:, layout.query])
+        seen = None if mask is None else key_mask(mask[:, layout.query])
         fused = candidates + self.attention(self.attention_norm(candidates), self.attention_norm(query), seen)
-        fused = fused + self.feed_forward(self.feed_forward_norm(fused))
-        return torch.cat([query, fused, padding], dim=1)
+        return torch.cat([query, self.feed_forward(fused), padding], dim=1)
 
 
 class InterleavedEncoder(SequenceEncoder):
@@ -67,8 +66,9 @@ class InterleavedEncoder(SequenceEncoder):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
+        masked = None if bool(mask.all()) else mask  # most lists are whole, and then the layers save several passes
         for layer in self.layers:
-            tokens = self.run(layer, tokens, layout, mask)
+            tokens = self.run(layer, tokens, layout, masked)
         return self.norm(tokens)
 
 

@@ -33,16 +33,17 @@ class TimeMix(nn.Module):
         self.bonus = nn.Parameter(torch.zeros(width))
         self.key, self.value, self.receptance, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
 
-    def forward(self, x: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
-        x = zero_masked(x, mask)
+    def forward(self, x: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
+        x = x if mask is None else zero_masked(x, mask)
         shifted = neighbours(x)
         key = self.key(torch.lerp(shifted, x, self.mix_key))
         value = self.value(torch.lerp(shifted, x, self.mix_value))
         gate = torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance)))
-        key = key.masked_fill(~mask[:, :, None], LOWEST)
+        if mask is not None:
+            key = key.masked_fill(~mask[:, :, None], LOWEST)
         with torch.autocast(x.device.type, enabled=False):
             mean = wkv(*full_precision(self.decay / layout.tokens, self.bonus, key, value))
-        return self.output(gate * mean)
+        return self.output(gate * mean.to(gate.dtype))
 
 
 class ChannelMix(nn.Module):
@@ -55,8 +56,8 @@ class ChannelMix(nn.Module):
         self.key, self.value = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
         self.receptance = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = zero_masked(x, mask)
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x if mask is None else zero_masked(x, mask)
         shifted = neighbours(x)
         inner = torch.relu(self.key(torch.lerp(shifted, x, self.mix_key))).square()
         return torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance))) * self.value(inner)
@@ -70,8 +71,8 @@ class BidirectionalRWKV(nn.Module):
         self.time_norm, self.channel_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.time_mix, self.channel_mix = TimeMix(width), ChannelMix(width, inner)
 
-    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
-        """tokens (B, T', D), mask (B, T') -> (B, T', D)."""
+    def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
+        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
         tokens = tokens + self.time_mix(self.time_norm(tokens), layout, mask)
         return tokens + self.channel_mix(self.channel_norm(tokens), mask)
 

@@ -14,13 +14,13 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width)
         self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, inner)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         h = self.attention_norm(x)
         x = x + self.attention(h, h, mask)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return self.feed_forward(x)
 
 
 @register(

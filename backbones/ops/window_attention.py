@@ -1,63 +1,171 @@
-"""Attention within a window plus global tokens (Beltagy et al. 2020), without the quadratic matrix of scores."""
+"""Attention within a window plus global tokens (Beltagy et al. 2020), without the quadratic matrix of scores.
+
+`window_attention_reference` is the definition with its matrix of scores. On the CPU a block of queries at a time runs
+through PyTorch's fused kernel; its keys are the block's neighbourhood and the global tokens, copied side by side into a
+buffer that stays in the cache. On CUDA FlexAttention skips what the mask leaves empty.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+QUERIES = 256  # queries a block at most: more of them see too many keys for nothing, fewer starve the matrix products
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def window_attention(query: Tensor, key: Tensor, value: Tensor, real: Tensor, global_: Tensor, reach: int) -> Tensor:
+@dataclass(frozen=True)
+class Block:
+    """Queries [start, stop) and their window of keys [low, high); bias (B or 1, 1, queries, keys + global tokens)."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Who sees whom: the same in every layer, so made once a forward pass.
+
+    Attributes:
+        real: (B, T) bool, tokens that may be attended to. global_: (T,) bool, tokens that everything attends to.
+        reach: one-sided window. index: (G,) places of the global tokens.
+        blocks: of queries, for the CPU. block_mask: for FlexAttention, elsewhere None.
+    """
+
+    real: Tensor
+    global_: Tensor
+    reach: int
+    index: Tensor
+    blocks: list[Block]
+    block_mask: BlockMask | None
+
+    @classmethod
+    def of(cls, real: Tensor, global_: Tensor, reach: int) -> Window:
+        """Plan the attention of tokens `real` (B, T) with global tokens `global_` (T,)."""
+        index = global_.nonzero().flatten()
+        on_cpu = real.device.type == "cpu"
+        blocks = list(_blocks(real, global_, reach, index)) if on_cpu else []
+        return cls(real, global_, reach, index, blocks, _block_mask(real, global_, reach) if real.is_cuda else None)
+
+
+def _blocks(real: Tensor, global_: Tensor, reach: int, index: Tensor):
+    tokens = len(global_)
+    if bool(real.all()):
+        real = real[:1]  # one bias for the whole batch
+    size = min(max(reach, 32), QUERIES)
+    position = torch.arange(tokens)
+    for start in range(0, tokens, size):
+        stop = min(start + size, tokens)
+        low, high = max(start - reach, 0), min(stop + reach, tokens)
+        near = (position[start:stop, None] - position[low:high]).abs() <= reach
+        near = near & (real & ~global_)[:, None, low:high]  # a global token inside the window counts once
+        seen = torch.cat([near, real[:, None, index].expand(-1, stop - start, -1)], dim=2)
+        yield Block(start, stop, low, high, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None])
+
+
+def _block_mask(real: Tensor, global_: Tensor, reach: int) -> BlockMask:
+    def seen(batch, _, query, key):
+        return real[batch, key] & (((query - key).abs() <= reach) | global_[key])
+
+    return create_block_mask(seen, len(real), None, len(global_), len(global_), device=real.device)
+
+
+def window_attention(query: Tensor, key: Tensor, value: Tensor, window: Window) -> Tensor:
     """Each token attends to the real tokens at most `reach` away and to the real global tokens, each once.
-
-    The sequence is cut into blocks of `reach` queries; a block's keys are its own, those of both neighbours, and the
-    global tokens.
 
     Args:
         query, key, value: (B, heads, T, d).
-        real: (B, T) bool, tokens that may be attended to.
-        global_: (T,) bool, tokens that everything attends to.
-        reach: one-sided window.
 
     Returns:
-        (B, heads, T, d); zero for a token with nothing to attend to.
+        (B, heads, T, d), laid out as (B, T, heads, d); zero for a token with nothing to attend to.
     """
-    batch, _, tokens, _ = query.shape
-    blocks = -(-tokens // reach)
-    padding = blocks * reach - tokens
-
-    def neighbourhoods(x: Tensor) -> Tensor:  # (..., T, d) -> (..., blocks, 3 reach, d)
-        return F.pad(x, (0, 0, reach, reach + padding)).unfold(-2, 3 * reach, reach).transpose(-1, -2)
-
-    index = global_.nonzero().flatten()
-    keys, values = (
-        torch.cat(
-            [neighbourhoods(x), x[:, :, None, index].expand(-1, -1, blocks, -1, -1)],
-            dim=3,
-        )
-        .transpose(1, 2)
-        .flatten(0, 1)
-        for x in (key, value)
-    )
-    offset = torch.arange(3 * reach, device=query.device) - reach - torch.arange(reach, device=query.device)[:, None]
-    near = neighbourhoods((real & ~global_)[..., None].float())[..., 0].bool()  # (B, blocks, 3 reach)
-    seen = torch.cat(
-        [
-            near[:, :, None] & (offset.abs() <= reach),
-            real[:, None, None, index].expand(-1, blocks, reach, -1),
-        ],
-        dim=3,
-    )
-    queries = F.pad(query, (0, 0, 0, padding)).unflatten(2, (blocks, reach)).transpose(1, 2).flatten(0, 1)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, seen.flatten(0, 1)[:, None])
-    return mixed.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+    if window.blocks:
+        return _Blocks.apply(query, key, value, window)
+    if window.block_mask is not None:
+        return _compiled_flex_attention()(query, key, value, block_mask=window.block_mask)
+    return window_attention_reference(query, key, value, window)
 
 
-def window_attention_reference(query, key, value, real, global_, reach):
+@cache
+def _compiled_flex_attention():
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def window_attention_reference(query: Tensor, key: Tensor, value: Tensor, window: Window) -> Tensor:
     """The definition with its matrix of scores; arguments as `window_attention`."""
     position = torch.arange(query.shape[2], device=query.device)
-    near = (position[:, None] - position).abs() <= reach
-    seen = (near | global_)[None] & real[:, None]
+    near = (position[:, None] - position).abs() <= window.reach
+    seen = (near | window.global_)[None] & window.real[:, None]
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1).nan_to_num(0)
     return weights @ value
+
+
+class _Blocks(torch.autograd.Function):
+    """The blocks through the fused kernel, and back.
+
+    By hand because autograd would fill a gradient as long as the sequence for every block's slice of it.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, window):
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        sums = []
+        extra = _rows(key, window.index), _rows(value, window.index)
+        for block in window.blocks:
+            keys, values = (_beside(x, block, more) for x, more in zip((key, value), extra, strict=True))
+            part, log_sum = _forward(
+                query[:, :, block.start : block.stop], keys, values, 0.0, False, attn_mask=block.bias.to(query.dtype)
+            )
+            out[:, :, block.start : block.stop] = part
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.window = window
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, out, *sums = ctx.saved_tensors
+        index = ctx.window.index
+        extra = _rows(key, index), _rows(value, index)
+        grad_query, *grads = (
+            torch.zeros(x.transpose(1, 2).shape, dtype=x.dtype).transpose(1, 2) for x in (query, key, value)
+        )
+        for block, log_sum in zip(ctx.window.blocks, sums, strict=True):
+            keys, values = (_beside(x, block, more) for x, more in zip((key, value), extra, strict=True))
+            rows = slice(block.start, block.stop)
+            grad_query[:, :, rows], *parts = _backward(
+                grad[:, :, rows],
+                query[:, :, rows],
+                keys,
+                values,
+                out[:, :, rows],
+                log_sum,
+                0.0,
+                False,
+                attn_mask=block.bias.to(query.dtype),
+            )
+            near = block.high - block.low
+            for total, part in zip(grads, parts, strict=True):
+                total[:, :, block.low : block.high] += part[:, :, :near]
+                total.index_add_(2, index, part[:, :, near:])
+        return grad_query, *grads, None
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """The global tokens' rows of x (B, heads, T, d) -> (B, G, heads, d)."""
+    return x.transpose(1, 2)[:, index]
+
+
+def _beside(x: Tensor, block: Block, extra: Tensor) -> Tensor:
+    """A block's window of x and the global tokens' rows behind it, (B, heads, keys, d)."""
+    return torch.cat([x[:, :, block.low : block.high].transpose(1, 2), extra], dim=1).transpose(1, 2)

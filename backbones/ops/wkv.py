@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from backbones.ops.numerics import CHANNELS, array, compiled, exp, kernel
+from backbones.ops.numerics import CHANNELS, array, compiled, exp, kernel, log
 
 LOWEST = -1e30  # exponent of an empty sum, and of a masked token's key
 
@@ -105,89 +105,102 @@ def _forward(w, u, k, v, causal, y, log_sum):
     for item in prange(batch * groups):
         b, start = item // groups, item % groups * CHANNELS
         width = min(CHANNELS, channels - start)
-        # State of one direction: numerator and denominator, both times e^{-top}.
-        top = np.full(width, LOWEST, k.dtype)
-        numerator, denominator = np.zeros(width, k.dtype), np.zeros(width, k.dtype)
-        ahead = np.empty((tokens, width), k.dtype)  # what follows token t, walked first and kept
-        ahead_sum, ahead_top = np.zeros((tokens, width), k.dtype), np.full((tokens, width), LOWEST, k.dtype)
-        if not causal:
-            for t in range(tokens - 1, -1, -1):
-                for c in range(width):
-                    ahead[t, c], ahead_sum[t, c], ahead_top[t, c] = numerator[c], denominator[c], top[c]
-                    kept = top[c] - w[start + c]
-                    new = max(kept, k[b, t, start + c])
-                    old, add = exp(kept - new), exp(k[b, t, start + c] - new)
-                    numerator[c] = old * numerator[c] + add * v[b, t, start + c]
-                    denominator[c] = old * denominator[c] + add
-                    top[c] = new
-            top[:] = LOWEST
-            numerator[:] = 0
-            denominator[:] = 0
+        decay, bonus = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
+        decay[:width], bonus[:width] = w[start : start + width], u[start : start + width]
+        # One direction's state: numerator and denominator, both times e^{-top}; a row of `state` each.
+        state, key, value = np.zeros((3, CHANNELS), k.dtype), np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
+        ahead = np.empty((tokens, 3, CHANNELS), k.dtype)  # the state of what follows token t, walked first and kept
+        state[2] = LOWEST
+        if causal:
+            ahead[:] = state
         else:
-            ahead[:] = 0
+            for t in range(tokens - 1, -1, -1):
+                ahead[t] = state
+                for c in range(width):
+                    key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
+                for c in range(CHANNELS):
+                    kept = state[2, c] - decay[c]
+                    most = max(kept, key[c])
+                    old, add = exp(kept - most), exp(key[c] - most)
+                    state[0, c] = old * state[0, c] + add * value[c]
+                    state[1, c] = old * state[1, c] + add
+                    state[2, c] = most
+            state[:2] = 0
+            state[2] = LOWEST
+        mean, total = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
         for t in range(tokens):
+            behind = ahead[t]
             for c in range(width):
-                key, value = k[b, t, start + c], v[b, t, start + c]
-                own = u[start + c] + key
-                most = max(max(top[c], ahead_top[t, c]), own)
-                past, future, self = exp(top[c] - most), exp(ahead_top[t, c] - most), exp(own - most)
-                above = past * numerator[c] + future * ahead[t, c] + self * value
-                below = past * denominator[c] + future * ahead_sum[t, c] + self
-                y[b, t, start + c] = above / below
-                log_sum[b, t, start + c] = most + np.log(below)
-                kept = top[c] - w[start + c]
-                new = max(kept, key)
-                old, add = exp(kept - new), exp(key - new)
-                numerator[c] = old * numerator[c] + add * value
-                denominator[c] = old * denominator[c] + add
-                top[c] = new
+                key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
+            for c in range(CHANNELS):
+                own = bonus[c] + key[c]
+                most = max(max(state[2, c], behind[2, c]), own)
+                past, future, itself = exp(state[2, c] - most), exp(behind[2, c] - most), exp(own - most)
+                below = past * state[1, c] + future * behind[1, c] + itself
+                mean[c] = (past * state[0, c] + future * behind[0, c] + itself * value[c]) / below
+                total[c] = most + log(below)
+            for c in range(CHANNELS):
+                kept = state[2, c] - decay[c]
+                most = max(kept, key[c])
+                old, add = exp(kept - most), exp(key[c] - most)
+                state[0, c] = old * state[0, c] + add * value[c]
+                state[1, c] = old * state[1, c] + add
+                state[2, c] = most
+            for c in range(width):
+                y[b, t, start + c], log_sum[b, t, start + c] = mean[c], total[c]
 
 
 @kernel
 def _backward(grad, w, u, k, v, y, log_sum, causal, grad_w, grad_u, grad_k, grad_v):
     # dL/dv_i = sum_t p_ti g_t and dL/dk_i = sum_t p_ti g_t (v_i - y_t), p_ti = e^{exponent_ti - log_sum_t}: two sums
     # over the tokens t that see i, so walked in the opposite direction of the forward pass, with exponents -log_sum_t.
-    # dL/dw needs sum_i (|t-i|-1) p_ti (v_i - y_t): `aged_*` are the sums with that factor.
+    # dL/dw needs sum_i (|t-i|-1) p_ti (v_i - y_t): the last two rows of `state` are the sums with that factor.
     batch, tokens, channels = k.shape
     groups = (channels + CHANNELS - 1) // CHANNELS
     for item in prange(batch * groups):
         b, start = item // groups, item % groups * CHANNELS
         width = min(CHANNELS, channels - start)
-        for c in range(start, start + width):
-            grad_w[b, c] = 0
-            grad_u[b, c] = 0
-        top = np.empty(width, k.dtype)
-        sum_g, sum_gy = np.empty(width, k.dtype), np.empty(width, k.dtype)
-        aged_g, aged_gy = np.empty(width, k.dtype), np.empty(width, k.dtype)
+        decay, bonus = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
+        decay[:width], bonus[:width] = w[start : start + width], u[start : start + width]
+        top, state = np.zeros(CHANNELS, k.dtype), np.zeros((4, CHANNELS), k.dtype)
+        sums = np.zeros((2, CHANNELS), k.dtype)  # gradients of w and u
+        read = np.zeros((5, CHANNELS), k.dtype)  # key, value, gradient, y and log_sum of a token
+        made = np.zeros((2, CHANNELS), k.dtype)  # gradients of its key and value
         for direction in range(1 if causal else 2):
             top[:] = LOWEST
-            sum_g[:] = 0
-            sum_gy[:] = 0
-            aged_g[:] = 0
-            aged_gy[:] = 0
+            state[:] = 0
             for i in range(tokens):
                 t = tokens - 1 - i if direction == 0 else i
                 for c in range(width):
-                    at = start + c
-                    key, value, g, mean = k[b, t, at], v[b, t, at], grad[b, t, at], y[b, t, at]
-                    scale = exp(key + top[c])
-                    to_v = scale * sum_g[c]
-                    to_k = scale * (value * sum_g[c] - sum_gy[c])
-                    grad_w[b, at] -= scale * (value * aged_g[c] - aged_gy[c])
-                    if direction == 0:
-                        own = exp(u[at] + key - log_sum[b, t, at])
-                        bonus = own * g * (value - mean)
-                        grad_u[b, at] += bonus
-                        grad_v[b, t, at] = to_v + own * g
-                        grad_k[b, t, at] = to_k + bonus
-                    else:
-                        grad_v[b, t, at] += to_v
-                        grad_k[b, t, at] += to_k
-                    kept = top[c] - w[at]
-                    new = max(kept, -log_sum[b, t, at])
-                    old, add = exp(kept - new), exp(-log_sum[b, t, at] - new)
-                    aged_g[c] = old * (aged_g[c] + sum_g[c])
-                    aged_gy[c] = old * (aged_gy[c] + sum_gy[c])
-                    sum_g[c] = old * sum_g[c] + add * g
-                    sum_gy[c] = old * sum_gy[c] + add * g * mean
-                    top[c] = new
+                    read[0, c], read[1, c] = k[b, t, start + c], v[b, t, start + c]
+                    read[2, c], read[3, c] = grad[b, t, start + c], y[b, t, start + c]
+                    read[4, c] = log_sum[b, t, start + c]
+                for c in range(CHANNELS):
+                    scale = exp(read[0, c] + top[c])
+                    made[0, c] = scale * (read[1, c] * state[0, c] - state[1, c])
+                    made[1, c] = scale * state[0, c]
+                    sums[0, c] -= scale * (read[1, c] * state[2, c] - state[3, c])
+                if direction == 0:
+                    for c in range(CHANNELS):
+                        own = exp(bonus[c] + read[0, c] - read[4, c]) * read[2, c]
+                        to_bonus = own * (read[1, c] - read[3, c])
+                        made[0, c] += to_bonus
+                        made[1, c] += own
+                        sums[1, c] += to_bonus
+                    for c in range(width):
+                        grad_k[b, t, start + c], grad_v[b, t, start + c] = made[0, c], made[1, c]
+                else:
+                    for c in range(width):
+                        grad_k[b, t, start + c] += made[0, c]
+                        grad_v[b, t, start + c] += made[1, c]
+                for c in range(CHANNELS):
+                    kept = top[c] - decay[c]
+                    most = max(kept, -read[4, c])
+                    old, add = exp(kept - most), exp(-read[4, c] - most) * read[2, c]
+                    state[2, c] = old * (state[2, c] + state[0, c])
+                    state[3, c] = old * (state[3, c] + state[1, c])
+                    state[0, c] = old * state[0, c] + add
+                    state[1, c] = old * state[1, c] + add * read[3, c]
+                    top[c] = most
+        for c in range(width):
+            grad_w[b, start + c], grad_u[b, start + c] = sums[0, c], sums[1, c]

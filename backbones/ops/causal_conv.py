@@ -1,0 +1,163 @@
+"""Mamba's depthwise convolution and SiLU, looking back or ahead, in the layout (batch, T, channels).
+
+    y_t = silu(bias + sum_j weight_j x_{t-j})            with x_{t+j} where it looks ahead
+
+`causal_conv_reference` is the definition. `causal_conv` runs a compiled kernel on the CPU, where PyTorch's depthwise
+convolution takes longer than the rest of the layer, and the reference elsewhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbones.ops.numerics import array, compiled, exp, kernel
+
+CHUNK = 64  # tokens a work item
+
+
+def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve x in one or two directions.
+
+    Args:
+        x: (batch, T, channels).
+        weight: (directions, channels, taps); the last tap is the token itself, those before it are ever further away:
+            tokens before in the first direction, tokens behind in the second.
+        bias: (directions, channels).
+
+    Returns:
+        (directions, batch, T, channels).
+    """
+    if compiled(x, weight, bias):
+        return _conv(x, weight, bias)
+    return causal_conv_reference(x, weight, bias)
+
+
+def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The definition by PyTorch's convolution; arguments as `causal_conv`."""
+    reach = weight.shape[-1] - 1
+    outputs = []
+    for direction, (taps, shift) in enumerate(zip(weight, bias, strict=True)):
+        padding = (0, reach) if direction else (reach, 0)
+        taps = taps.flip(-1) if direction else taps
+        mixed = F.conv1d(F.pad(x.transpose(1, 2), padding), taps[:, None], shift, groups=x.shape[-1])
+        outputs.append(F.silu(mixed).transpose(1, 2))
+    return torch.stack(outputs)
+
+
+@torch.library.custom_op("locore::causal_conv", mutates_args=())
+def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y = torch.empty(len(weight), *x.shape, dtype=x.dtype)
+    _forward(array(x), *_taps(weight, bias), y.numpy())
+    return y
+
+
+@_conv.register_fake
+def _(x, weight, bias):
+    return x.new_empty(len(weight), *x.shape)
+
+
+@torch.library.custom_op("locore::causal_conv_backward", mutates_args=())
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    directions, channels, taps = weight.shape
+    chunks = -(-x.shape[1] // CHUNK)
+    grad_x, inner = torch.empty(x.shape, dtype=x.dtype), torch.empty(grad.shape, dtype=x.dtype)
+    sums = torch.zeros(len(x) * chunks, directions, taps + 1, channels, dtype=x.dtype)
+    columns = _taps(weight, bias)
+    _backward_inner(array(grad), array(x), *columns, inner.numpy(), sums.numpy())
+    _backward_x(inner.numpy(), columns[0], grad_x.numpy())
+    total = sums.sum(0)
+    return grad_x, total[:, :taps].flip(1).transpose(1, 2).contiguous(), total[:, taps].contiguous()
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, bias):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, grad):
+    return _conv_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+_conv.register_autograd(_gradient, setup_context=_save)
+
+
+def _taps(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(directions, distance, channels) weights by distance from the token, and the bias."""
+    return array(weight.flip(-1).transpose(1, 2)), array(bias)
+
+
+@kernel
+def _forward(x, weight, bias, y):
+    batch, tokens, channels = x.shape
+    directions, taps, _ = weight.shape
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    for item in prange(batch * chunks):
+        b, first = item // chunks, item % chunks * CHUNK
+        inner = np.empty(channels, x.dtype)
+        for d in range(directions):
+            for t in range(first, min(first + CHUNK, tokens)):
+                inner[:] = bias[d]
+                for j in range(taps):
+                    source = t + j if d else t - j
+                    if 0 <= source < tokens:
+                        for c in range(channels):
+                            inner[c] += weight[d, j, c] * x[b, source, c]
+                for c in range(channels):
+                    y[d, b, t, c] = inner[c] / (1 + exp(-inner[c]))
+
+
+@kernel
+def _backward_inner(grad, x, weight, bias, inner_grad, sums):
+    # The gradient of what goes into the SiLU, and the sums over the chunk for the weights (the last row: the bias).
+    batch, tokens, channels = x.shape
+    directions, taps, _ = weight.shape
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    for item in prange(batch * chunks):
+        b, first = item // chunks, item % chunks * CHUNK
+        inner = np.empty(channels, x.dtype)
+        for d in range(directions):
+            for t in range(first, min(first + CHUNK, tokens)):
+                inner[:] = bias[d]
+                for j in range(taps):
+                    source = t + j if d else t - j
+                    if 0 <= source < tokens:
+                        for c in range(channels):
+                            inner[c] += weight[d, j, c] * x[b, source, c]
+                for c in range(channels):
+                    gate = 1 / (1 + exp(-inner[c]))
+                    g = grad[d, b, t, c] * gate * (1 + inner[c] * (1 - gate))
+                    inner[c] = g
+                    inner_grad[d, b, t, c] = g
+                    sums[item, d, taps, c] += g
+                for j in range(taps):
+                    source = t + j if d else t - j
+                    if 0 <= source < tokens:
+                        for c in range(channels):
+                            sums[item, d, j, c] += inner[c] * x[b, source, c]
+
+
+@kernel
+def _backward_x(inner_grad, weight, grad_x):
+    directions, batch, tokens, channels = inner_grad.shape
+    taps = weight.shape[1]
+    chunks = (tokens + CHUNK - 1) // CHUNK
+    for item in prange(batch * chunks):
+        b, first = item // chunks, item % chunks * CHUNK
+        total = np.empty(channels, grad_x.dtype)
+        for t in range(first, min(first + CHUNK, tokens)):
+            total[:] = 0
+            for d in range(directions):
+                for j in range(taps):
+                    reader = t - j if d else t + j
+                    if 0 <= reader < tokens:
+                        for c in range(channels):
+                            total[c] += weight[d, j, c] * inner_grad[d, b, reader, c]
+            grad_x[b, t] = total
