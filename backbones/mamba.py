@@ -36,6 +36,32 @@ class Direction(nn.Module):
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
 
+def mix(directions: Sequence[Direction], x: Tensor, mask: Tensor | None) -> Tensor:
+    """Convolve and scan in every direction, the second from the end to the start, and add up.
+
+    Args:
+        x: (B, T, channels), zero where masked. mask: (B, T) or None = all real.
+
+    Returns:
+        (B, T, channels), in float32 unless x is float64.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        (x,) = full_precision(x)  # a recurrence over thousands of tokens loses too much in bfloat16
+
+        def each(*path: str) -> Tensor:
+            """A parameter of every direction, (directions, ...)."""
+            return torch.stack([reduce(getattr, path, direction) for direction in directions]).to(x.dtype)
+
+        seen = causal_conv(x, each("conv1d", "weight").squeeze(2), each("conv1d", "bias"))
+        rank, state = directions[0].dt_proj.in_features, directions[0].A_log.shape[1]
+        low, B, C = torch.bmm(seen.flatten(1, 2), each("x_proj", "weight").mT).split([rank, state, state], dim=-1)
+        step = torch.baddbmm(each("dt_proj", "bias")[:, None], low, each("dt_proj", "weight").mT).view_as(seen)
+        if mask is not None:
+            step = step.masked_fill(~mask[:, :, None], SKIPPED)
+        B, C = (t.unflatten(1, x.shape[:2]) for t in (B, C))
+        return selective_scan(seen, step, -each("A_log").exp(), B, C, each("D"))
+
+
 class BidirectionalMamba(nn.Module):
     """One residual layer: shared projections, a scan in each direction, outputs gated and averaged.
 
@@ -56,28 +82,8 @@ class BidirectionalMamba(nn.Module):
         # Two products rather than one cut in halves: the kernels want their tokens side by side in memory.
         normed = self.norm(tokens)
         inner, gate = (F.linear(normed, weight) for weight in self.in_proj.weight.chunk(2))
-        mixed = self._mix(inner if mask is None else zero_masked(inner, mask), mask)
+        mixed = mix((self.ahead, self.back), inner if mask is None else zero_masked(inner, mask), mask)
         return tokens + F.linear(mixed.to(gate.dtype) * F.silu(gate), self.out_proj.weight / 2)
-
-    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, T, channels), zero where masked -> (B, T, channels), the sum of both directions."""
-        ways = (self.ahead, self.back)
-        with torch.autocast(x.device.type, enabled=False):
-            (x,) = full_precision(x)  # a recurrence over thousands of tokens loses too much in bfloat16
-
-            def both(*path: str) -> Tensor:
-                """A parameter of both directions, (2, ...)."""
-                return torch.stack([reduce(getattr, path, way) for way in ways]).to(x.dtype)
-
-            seen = causal_conv(x, both("conv1d", "weight").squeeze(2), both("conv1d", "bias"))
-            rank, state = self.ahead.dt_proj.in_features, self.ahead.A_log.shape[1]
-            chosen = torch.bmm(seen.flatten(1, 2), both("x_proj", "weight").mT)
-            low, B, C = chosen.split([rank, state, state], dim=-1)
-            step = torch.baddbmm(both("dt_proj", "bias")[:, None], low, both("dt_proj", "weight").mT).view_as(seen)
-            if mask is not None:
-                step = step.masked_fill(~mask[:, :, None], SKIPPED)
-            B, C = (t.unflatten(1, x.shape[:2]) for t in (B, C))
-            return selective_scan(seen, step, -both("A_log").exp(), B, C, both("D"))
 
 
 @register(

@@ -7,7 +7,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 
 from backbones import ListLayout, create
-from backbones.mamba import Direction
+from backbones.mamba import Direction, mix
 from backbones.ops.wkv import wkv
 from locore.checkpoints import from_published
 
@@ -53,21 +53,16 @@ def test_one_direction_of_mamba_is_transformers_mixer():
     tokens = torch.randn(2, 37, 24)
     with torch.no_grad():
         x, gate = theirs.in_proj(tokens).chunk(2, dim=-1)
-        mixed = ours(x, torch.ones(2, 37, dtype=torch.bool), reverse=False)
+        mixed = mix([ours], x, None)
         output = theirs.out_proj(mixed * torch.nn.functional.silu(gate))
         torch.testing.assert_close(output, theirs(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_the_back_direction_is_the_front_direction_of_the_reversed_list():
     torch.manual_seed(0)
-    direction, tokens, mask = (
-        Direction(32, state=4, kernel=4),
-        torch.randn(2, 20, 32),
-        torch.ones(2, 20, dtype=torch.bool),
-    )
-    torch.testing.assert_close(
-        direction(tokens, mask, reverse=True), direction(tokens.flip(1), mask, reverse=False).flip(1)
-    )
+    one, other, tokens = Direction(32, state=4, kernel=4), Direction(32, state=4, kernel=4), torch.randn(2, 20, 32)
+    ahead, both, turned = mix([one], tokens, None), mix([one, other], tokens, None), mix([other], tokens.flip(1), None)
+    torch.testing.assert_close(both, ahead + turned.flip(1), atol=1e-5, rtol=1e-5)
 
 
 def test_causal_wkv_is_transformers_rwkv4():

@@ -1,27 +1,42 @@
 """Compiled kernels against their definitions in plain tensors, forward and backward."""
 
+import numpy as np
 import pytest
 import torch
+from numba import njit
+from torch.nn.attention.flex_attention import flex_attention
 
-from backbones.ops.selective_scan import selective_scan, selective_scan_reference
-from backbones.ops.window_attention import window_attention, window_attention_reference
+from backbones.ops import numerics
+from backbones.ops.causal_conv import causal_conv, causal_conv_reference
+from backbones.ops.selective_scan import SKIPPED, selective_scan, selective_scan_reference
+from backbones.ops.window_attention import Window, _block_mask, window_attention, window_attention_reference
 from backbones.ops.wkv import LOWEST, wkv, wkv_reference
 
 
-def scan_inputs(dtype, batch=2, tokens=75, channels=40, state=5):
+def scan_inputs(dtype, directions, batch=2, tokens=75, channels=70, state=5):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
-        return torch.randn(*shape, dtype=dtype, generator=generator)
+        return torch.randn(directions, *shape, dtype=dtype, generator=generator)
 
     values = (
         normal(batch, tokens, channels),
-        normal(batch, tokens, channels).abs(),
+        normal(batch, tokens, channels) * 3,
         -normal(channels, state).abs(),
         normal(batch, tokens, state),
         normal(batch, tokens, state),
         normal(channels),
     )
+    return [v.requires_grad_() for v in values]
+
+
+def conv_inputs(dtype, directions, batch=2, tokens=75, channels=40, taps=4):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, dtype=dtype, generator=generator)
+
+    values = (normal(batch, tokens, channels), normal(directions, channels, taps), normal(directions, channels))
     return [v.requires_grad_() for v in values]
 
 
@@ -49,18 +64,42 @@ def same(ours, reference, inputs, tolerance):
         torch.testing.assert_close(a, b, atol=tolerance * max(1.0, float(b.abs().max())), rtol=tolerance)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_selective_scan_is_its_definition(dtype, tolerance, reverse):
-    inputs = scan_inputs(dtype)
-    same(selective_scan(*inputs, reverse), selective_scan_reference(*inputs, reverse), inputs, tolerance)
+BOTH_TYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+DIRECTIONS = pytest.mark.parametrize("directions", [1, 2])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_selective_scan_gradients(reverse):
-    assert torch.autograd.gradcheck(
-        lambda *x: selective_scan(*x, reverse), scan_inputs(torch.float64, 1, 35, 3, 2), fast_mode=True
-    )
+@DIRECTIONS
+@BOTH_TYPES
+def test_selective_scan_is_its_definition(dtype, tolerance, directions):
+    inputs = scan_inputs(dtype, directions)
+    same(selective_scan(*inputs), selective_scan_reference(*inputs), inputs, tolerance)
+
+
+@DIRECTIONS
+def test_selective_scan_gradients(directions):
+    inputs = scan_inputs(torch.float64, directions, 1, 35, 3, 2)
+    assert torch.autograd.gradcheck(selective_scan, inputs, fast_mode=True)
+
+
+@DIRECTIONS
+def test_a_skipped_token_leaves_the_state_as_it_was(directions):
+    x, step, A, B, C, D = (v.detach() for v in scan_inputs(torch.float32, directions))
+    step[:, :, 20:25] = SKIPPED
+    kept = torch.cat([torch.arange(20), torch.arange(25, 75)])
+    short = selective_scan(x[:, :, kept], step[:, :, kept], A, B[:, :, kept], C[:, :, kept], D)
+    torch.testing.assert_close(selective_scan(x, step, A, B, C, D)[:, kept], short)
+
+
+@DIRECTIONS
+@BOTH_TYPES
+def test_causal_conv_is_its_definition(dtype, tolerance, directions):
+    inputs = conv_inputs(dtype, directions)
+    same(causal_conv(*inputs), causal_conv_reference(*inputs), inputs, tolerance)
+
+
+@DIRECTIONS
+def test_causal_conv_gradients(directions):
+    assert torch.autograd.gradcheck(causal_conv, conv_inputs(torch.float64, directions, 1, 9, 3), fast_mode=True)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -84,12 +123,51 @@ def test_a_masked_key_reaches_no_other_token():
     torch.testing.assert_close(wkv(w, u, k, v), before, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("tokens", "reach"), [(40, 4), (37, 8), (5, 8)])
-def test_window_attention_is_its_definition(tokens, reach):
+def window_inputs(dtype, tokens, reach, width=4):
     torch.manual_seed(0)
-    inputs = [torch.randn(2, 3, tokens, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    inputs = [torch.randn(2, 3, tokens, width, dtype=dtype, requires_grad=True) for _ in range(3)]
     real = torch.rand(2, tokens) > 0.2
     real[:, 0] = True
-    global_ = torch.arange(tokens) % 5 == 0
-    arguments = (real, global_, reach)
-    same(window_attention(*inputs, *arguments), window_attention_reference(*inputs, *arguments), inputs, 1e-10)
+    return inputs, Window.of(real, torch.arange(tokens) % 5 == 0, reach)
+
+
+@pytest.mark.parametrize(("tokens", "reach"), [(40, 4), (37, 8), (5, 8), (130, 33), (700, 280)])
+@BOTH_TYPES
+def test_window_attention_is_its_definition(dtype, tolerance, tokens, reach):
+    inputs, window = window_inputs(dtype, tokens, reach)
+    same(window_attention(*inputs, window), window_attention_reference(*inputs, window), inputs, tolerance)
+
+
+def test_a_token_with_nothing_to_attend_to_gets_zero():
+    inputs, _ = window_inputs(torch.float32, 100, 4)
+    real = torch.zeros(2, 100, dtype=torch.bool)
+    real[:, 50] = True
+    output = window_attention(*inputs, Window.of(real, torch.zeros(100, dtype=torch.bool), 4))
+    assert torch.equal(output[:, :, :46], torch.zeros(2, 3, 46, 4)) and bool(output.isfinite().all())
+    output.sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in inputs)
+
+
+def test_flex_attention_with_our_mask_is_the_definition():
+    """What runs on CUDA, through FlexAttention's own reference here."""
+    inputs, window = window_inputs(torch.float32, 150, 20, 16)
+    inputs = [x.detach() for x in inputs]
+    mixed = flex_attention(*inputs, block_mask=_block_mask(window.real, window.global_, window.reach))
+    torch.testing.assert_close(mixed, window_attention_reference(*inputs, window), atol=1e-5, rtol=1e-5)
+
+
+def test_logarithms_and_exponentials_of_the_kernels_are_exact_to_a_few_units():
+    x = np.concatenate([np.linspace(-80, 80, 20_001), np.float32(10.0) ** np.arange(-30, 2)]).astype(np.float32)
+    ours = np.empty((4, len(x)), np.float32)
+    _tabulate(x, ours)
+    exact = x.astype(np.float64)
+    expected = (np.exp(exact), np.exp2(-abs(exact)), np.log(abs(exact) + 1e-30), np.logaddexp(0, exact))
+    for ours_, expected_ in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(ours_, expected_, rtol=5e-7, atol=1e-7 if expected_.min() < 0 else 1e-38)
+
+
+@njit
+def _tabulate(x, out):
+    for i in range(len(x)):
+        out[0, i], out[1, i] = numerics.exp(x[i]), numerics.exp2(-abs(x[i]))
+        out[2, i], out[3, i] = numerics.log(abs(x[i]) + np.float32(1e-30)), numerics.softplus(x[i])

@@ -77,3 +77,19 @@ def training(path: Path, history: dict) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     save(figure, path)
+
+
+def lengths(path: Path, ways: dict[str, dict], title: str) -> None:
+    """Time and memory against the number of tokens, on logarithmic axes; a line a way of growing, its exponent named."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, field, exponent, label in zip(
+        axes, ("seconds", "mb"), ("time_exponent", "memory_exponent"), ("seconds", "memory, MB"), strict=True
+    ):
+        for way, measured in ways.items():
+            axis.plot(
+                measured["tokens"], measured[field], marker="o", label=f"{way}: T^{measured[exponent]:.2f}"
+            )
+        axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel=label, title=title)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    save(figure, path)

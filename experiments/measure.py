@@ -1,0 +1,254 @@
+"""One side of a profile, in a process of its own: it waits for a line on stdin, runs a pass, and says how long it took.
+
+Started by `experiments.profile`, which keeps several of them alive and lets them run in turn, so that the machine's
+ups and downs meet all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+
+class Side:
+    """A process that runs passes one at a time.
+
+    Args:
+        spec: what `_work` reads. seconds: filled by `run`.
+    """
+
+    def __init__(self, **spec: Any):
+        self.seconds: list[float] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.measure", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+
+    def run(self) -> None:
+        """One timed pass."""
+        self._say("pass")
+        self.seconds.append(self._read()["seconds"])
+
+    def close(self) -> dict:
+        """End the process. -> "mb", the most memory that its passes held above what there was before, and what else it found."""
+        self._say("end")
+        said = self._read()
+        self._process.wait()
+        return said
+
+    def forget(self) -> None:
+        """The passes so far were to warm up."""
+        self.seconds.clear()
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its end is said by the read that follows
+
+    def _read(self) -> dict:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(
+                f"A measured process ended with exit status {self._process.wait()}; what it said stands above, and if "
+                "that is nothing the machine ran out of memory: take a smaller --layout or --lengths."
+            )
+        said = json.loads(line)
+        if "error" in said:
+            raise ValueError(said["error"])
+        return said
+
+
+def main() -> int:
+    """The child: reads its specification from the command line and passes from stdin."""
+    spec = json.loads(sys.argv[1])
+    if spec["allocator"]:
+        from locore.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not mix with the answers
+
+    def say(**values) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    try:
+        import torch
+
+        with torch.set_grad_enabled(spec["backward"]):
+            run, about, finish = _work(spec)
+            _reset_peak()
+            before = _resident("VmRSS")
+            say(**about)
+            for line in sys.stdin:
+                if line.strip() == "end":
+                    break
+                begun = time.perf_counter()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                say(seconds=time.perf_counter() - begun)
+            peak = _resident("VmHWM") - before
+            say(mb=round(peak), **finish())
+    except (ValueError, MemoryError, RuntimeError) as error:
+        say(error=f"{spec['side']}: {' '.join(str(error).split())}")
+        return 1
+    return 0
+
+
+def _work(spec: dict):
+    """-> a function that runs one pass, what it is, and a function that says what only the passes could show."""
+    import numpy as np
+    import torch
+
+    from backbones import ListLayout, create
+    from experiments import peers
+
+    layout = ListLayout(*spec["layout"])
+    torch.manual_seed(0)
+    if spec["side"] == "reranker":
+        return _reranker(spec, layout)
+    encoder = create(spec["backbone"], spec["size"], **spec["settings"]).train(spec["backward"])
+    encoder.gradient_checkpointing = False
+    tokens = torch.randn(spec["batch"], layout.tokens, encoder.hidden_size)
+    tokens.requires_grad_(spec["backward"])
+    _, name = peers.part(encoder)
+    run = peers.ours(encoder, layout)
+    if spec["side"] not in ("ours", "products"):
+        run = peers.peer(spec["side"], encoder, layout)
+    last: list[torch.Tensor] = []
+
+    def once() -> None:
+        output = run(tokens)
+        if spec["backward"]:
+            output.mean().backward()
+            tokens.grad = None
+        last[:] = [output.detach()]
+
+    about = {"name": name, "parameters": sum(p.numel() for p in encoder.parameters())}
+    if spec["side"] == "products":
+        return _products(once), about, dict
+
+    def keep() -> dict:
+        np.save(spec["output"], last[0].numpy())
+        return {}
+
+    return once, about, keep if "output" in spec else dict
+
+
+def _reranker(spec: dict, layout):
+    """The whole re-ranker on random descriptors, in inference."""
+    import torch
+
+    from locore.descriptors import Descriptors
+    from locore.reranking import ListwiseReranker, Shortlist
+
+    model = ListwiseReranker(**spec["model"])
+    locals_ = layout.block - 1 - model.embedding.global_token
+
+    def describe(*lead: int) -> Descriptors:
+        return Descriptors(
+            global_=torch.nn.functional.normalize(torch.randn(*lead, spec["model"]["global_dim"]), dim=-1),
+            local=torch.nn.functional.normalize(torch.randn(*lead, locals_, spec["model"]["local_dim"]), dim=-1),
+            position=torch.rand(*lead, locals_, 2),
+            scale=torch.zeros(*lead, locals_, dtype=torch.long),
+            mask=torch.ones(*lead, locals_, dtype=torch.bool),
+            weight=torch.ones(*lead, locals_),
+        )
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    query, candidates = describe(spec["batch"]).to(device), describe(spec["batch"], layout.images - 1).to(device)
+    shortlist = Shortlist(torch.zeros(spec["batch"], layout.images - 1, device=device), query, candidates)
+    model = model.to(device).eval()
+
+    def run():
+        return model.rerank(shortlist)
+
+    about = {
+        "name": spec["backbone"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    # Counted behind the passes, so that its memory is none of theirs.
+    return run, about, lambda: {"flops": flops(run) / spec["batch"]}
+
+
+def flops(run) -> int:
+    """Floating-point operations of a pass by PyTorch's counter (a multiplication and an addition are two).
+
+    Scans are counted as Mamba's authors do, 9 a state (and direction), and a WKV as 8 a channel and direction.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import backbones.ops.selective_scan
+    import backbones.ops.wkv  # noqa: F401 - the operators have to be registered
+
+    def scan(x, step, A, *_, **__):
+        return 9 * torch.Size(x).numel() * A[-1]
+
+    def wkv(w, u, k, *_, **__):
+        return 16 * torch.Size(k).numel()
+
+    formulas = {torch.ops.locore.selective_scan: scan, torch.ops.locore.wkv: wkv}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def _products(run):
+    """The matrix products that a pass makes, and nothing else: the least time that it could take."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made: Counter = Counter()
+    products = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function._schema.name in products:
+                shapes = tuple((tuple(a.shape), tuple(a.stride())) for a in args if isinstance(a, torch.Tensor))
+                made[function, shapes] += 1
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        run()
+
+    def made_again(shape: tuple[int, ...], stride: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty_strided(shape, stride).normal_()
+
+    replay = [(f, [made_again(*s) for s in shapes], count) for (f, shapes), count in made.items()]
+
+    @torch.no_grad()
+    def again() -> None:
+        for function, inputs, count in replay:
+            for _ in range(count):
+                function(*inputs)
+
+    return again
+
+
+def _resident(field: str) -> float:
+    """Memory of this process in MB: VmRSS now, VmHWM at most."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"/proc/self/status does not say {field}; memory is measured on Linux only.")
+
+
+def _reset_peak() -> None:
+    Path(f"/proc/{os.getpid()}/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Profile an encoder:  python -m experiments.profile --gin gin/longformer.gin --gin gin/size/base.gin
+
+Parameters, FLOPs, latency, throughput and memory of a re-ranker, on random descriptors in the landmark layout: a query
+and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens.
+
+  --against transformers   the encoder beside the same computation of another package, with the same weights, in turn;
+                           limit_s is the time of the encoder's matrix products alone
+  --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+
+from experiments.command import guarded
+from experiments.measure import Side
+from locore.progress import track
+
+LANDMARKS = (50, 101)  # tokens a block, images
+LOCAL_DIM, GLOBAL_DIM = 768, 2048  # DINOv2's locals and SuperGlobal's globals
+IMAGES = 21  # where the number of images is held fixed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "experiments.profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins")
+    parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="one gin line")
+    parser.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
+    parser.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
+    parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
+    parser.add_argument("--batch", type=_count, default=1, help="lists a pass")
+    parser.add_argument("--passes", type=_count, default=10, help="measured passes")
+    parser.add_argument("--warm-up", type=_count, default=10, help="passes before them")
+    parser.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
+    parser.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON value in the last line")
+    options = parser.parse_args(arguments)
+    return guarded(lambda: _profile(options))
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from experiments.experiment import prepare
+
+    settings = prepare(options.gin, options.set, seed=0)[0].model_settings
+    spec: dict[str, Any] = {
+        "backbone": settings["encoder"],
+        "size": settings["size"],
+        "settings": settings["settings"],
+        "layout": options.layout,
+        "batch": options.batch,
+        "backward": options.backward,
+        "allocator": True,
+    }
+    if options.lengths:
+        result: Any = _lengths(spec, options)
+    elif options.against:
+        result = _against(spec, options)
+    elif options.backward:
+        raise ValueError("--backward goes with --against or --lengths: training has its own progress bar and log.")
+    else:
+        model = {
+            **settings,
+            "local_dim": LOCAL_DIM,
+            "global_dim": GLOBAL_DIM,
+            "max_positions": math.prod(options.layout),
+        }
+        result = _cost({**spec, "side": "reranker", "model": model}, options)
+    for name, value in result.items() if isinstance(result, dict) else ():
+        print(f"{name:>24}  {value:,}" if isinstance(value, int) else f"{name:>24}  {value}")
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _in_turn(sides: list[Side], options: argparse.Namespace) -> None:
+    """Warm up, then let every side run a pass, again and again."""
+    for _ in track(range(options.warm_up), "warming up"):
+        for side in sides:
+            side.run()
+    for side in sides:
+        side.forget()
+    for _ in track(range(options.passes), "measuring"):
+        for side in sides:
+            side.run()
+
+
+def _cost(spec: dict, options: argparse.Namespace) -> dict:
+    """What the supplement's benchmark reports, for 100 re-ranked images."""
+    side = Side(**spec)
+    _in_turn([side], options)
+    images = options.batch * (options.layout[1] - 1)
+    seconds = [s * 100 / images for s in side.seconds]
+    found = side.close()
+    return {
+        "case": f"{spec['backbone']} {spec['size']}, {math.prod(options.layout)} tokens",
+        "parameters": side.about["parameters"],
+        "gflops": round(found["flops"] * 100 / (options.layout[1] - 1) / 1e9, 2),
+        "latency_s": round(median(seconds), 4),
+        "latency_mean_s": round(mean(seconds), 4),
+        "latency_deviation_s": round(stdev(seconds), 4) if len(seconds) > 1 else None,
+        "images_a_second": round(100 / median(seconds), 1),
+        "peak_mb": found["mb"],
+    }
+
+
+def _against(spec: dict, options: argparse.Namespace) -> dict:
+    """Ours, the peer as it comes, the peer with our allocator, and the matrix products alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = {name: str(Path(folder) / f"{name}.npy") for name in ("ours", "peer")}
+        ours = Side(**spec, side="ours", output=outputs["ours"])
+        theirs = {**spec, "side": options.against}
+        peer = Side(**{**theirs, "allocator": False}, output=outputs["peer"])
+        same = Side(**theirs)
+        limit = Side(**spec, side="products")
+        _in_turn([ours, peer, same, limit], options)
+        ours_s, peer_s, same_s, limit_s = (median(s.seconds) for s in (ours, peer, same, limit))
+        ours_mb, peer_mb, *_ = (side.close()["mb"] for side in (ours, peer, same, limit))
+        difference = float(np.abs(np.load(outputs["ours"]) - np.load(outputs["peer"])).max())
+    comparable = not (spec["backbone"] == "rwkv")  # their average looks one way only, and no sum of two is ours
+    return {
+        "case": f"{ours.about['name']}, {'forward and backward' if options.backward else 'forward'}, "
+        f"{math.prod(options.layout)} tokens, against {options.against}",
+        "ours_s": round(ours_s, 4),
+        "peer_s": round(peer_s, 4),
+        "speedup": round(peer_s / ours_s, 2),
+        "speedup_same_allocator": round(same_s / ours_s, 2),
+        "limit_s": round(limit_s, 4),
+        "ours_mb": ours_mb,
+        "peer_mb": peer_mb,
+        "max_abs_diff": difference if comparable else None,
+    }
+
+
+def _lengths(spec: dict, options: argparse.Namespace) -> dict:
+    """Time and memory of the encoder against T: with a fixed block and ever more images, and the other way round."""
+    if len(set(options.lengths)) < 2:
+        raise ValueError("--lengths needs two lengths or more to fit an exponent.")
+    result: dict[str, Any] = {"case": f"{spec['backbone']} {spec['size']}"}
+    ways = {
+        "more images": lambda tokens: (50, max(round(tokens / 50), 2)),
+        "longer blocks": lambda tokens: (max(round(tokens / IMAGES), 2), IMAGES),
+    }
+    for way, layout in ways.items():
+        points = []
+        for tokens in sorted(set(options.lengths)):
+            side = Side(**{**spec, "layout": layout(tokens)}, side="ours")
+            _in_turn([side], options)
+            points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
+        lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+        result[way] = {
+            "tokens": lengths.astype(int).tolist(),
+            "seconds": [round(s, 4) for s in seconds],
+            "mb": mb.astype(int).tolist(),
+            "time_exponent": _exponent(lengths, seconds),
+            "memory_exponent": _exponent(lengths, np.maximum(mb, 1)),
+        }
+    from locore.report import pictures
+
+    pictures.lengths(options.picture, {way: result[way] for way in ways}, result["case"])
+    return result
+
+
+def _exponent(lengths: np.ndarray, values: np.ndarray) -> float:
+    """p of the power law values ~ lengths^p, by least squares of the logarithms."""
+    return round(float(np.polyfit(np.log(lengths), np.log(values), 1)[0]), 3)
+
+
+def _layout(text: str) -> tuple[int, int]:
+    try:
+        block, images = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not BLOCKxIMAGES, such as 50x101") from None
+    return block, images
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
