@@ -84,7 +84,8 @@ def shapes(make) -> None:
         output = encoder(tokens, layout, mask)
         require(
             output.shape == tokens.shape and output.dtype == tokens.dtype,
-            f"{layout} gave {tuple(output.shape)} {output.dtype} for {tuple(tokens.shape)} {tokens.dtype}",
+            f"{layout} gave {tuple(output.shape)} {output.dtype} for {tuple(tokens.shape)} {tokens.dtype}; look at "
+            "what the last layer returns, padding included",
         )
         require(bool(output.isfinite().all()), f"{layout} gave values that are not finite; look at empty windows")
 
@@ -98,7 +99,11 @@ def masked_tokens(make) -> None:
         mask[0, 1] = mask[0, layout.block + 1] = mask[1, -2] = False
         changed = torch.where(mask[:, :, None], tokens, 100.0 * torch.randn_like(tokens))
         difference = apart(encoder(tokens, layout, mask)[mask], encoder(changed, layout, mask)[mask])
-        require(difference <= TOLERANCE, f"a masked token changed others by {difference:.2e} in {layout}")
+        require(
+            difference <= TOLERANCE,
+            f"a masked token changed others by {difference:.2e} in {layout}; look for a sum, a convolution or a "
+            "state that takes in tokens where mask is False",
+        )
 
 
 @rule
@@ -111,7 +116,11 @@ def appended_padding(make) -> None:
         padded_mask = torch.cat([mask, torch.zeros(2, 7, dtype=torch.bool)], dim=1)
         output = encoder(padded, layout, padded_mask)[:, : layout.tokens]
         difference = apart(output, encoder(tokens, layout, mask))
-        require(difference <= TOLERANCE, f"7 tokens of padding changed the list by {difference:.2e} in {layout}")
+        require(
+            difference <= TOLERANCE,
+            f"7 tokens of padding changed the list by {difference:.2e} in {layout}; look for tokens.shape[1] "
+            "where layout.tokens is meant, and for a mean over padding",
+        )
 
 
 @rule
@@ -172,8 +181,14 @@ def query_attention_order(make) -> None:
         if isinstance(layer, QueryAttention):
             output = layer(tokens, layout, mask)
             difference = apart(layer(reorder(tokens), layout, reorder(mask)), reorder(output))
-            require(difference <= 1e-5, f"{name} depends on the candidates' order by {difference:.2e}")
-            require(apart(output[:, layout.query], tokens[:, layout.query]) == 0, f"{name} changes the query's tokens")
+            require(
+                difference <= 1e-5,
+                f"{name} depends on the candidates' order by {difference:.2e}; look for positions or neighbours in it",
+            )
+            require(
+                apart(output[:, layout.query], tokens[:, layout.query]) == 0,
+                f"{name} changes the query's tokens; let them pass through",
+            )
 
 
 @rule
@@ -198,6 +213,21 @@ def state_dict(make) -> None:
 
 
 @rule
+def dtypes(make) -> None:
+    """Weights and tokens in another precision go through and come out in it."""
+    layout = LAYOUTS[3]
+    for dtype in (torch.float64, torch.bfloat16):
+        encoder = make().to(dtype).eval()
+        tokens, mask = lists(encoder, layout)
+        output = encoder(tokens.to(dtype), layout, mask)
+        require(
+            output.dtype == dtype and bool(output.isfinite().all()),
+            f"{dtype} weights and tokens gave {output.dtype}, finite: {bool(output.isfinite().all())}; look for a "
+            "tensor made without the tokens' dtype",
+        )
+
+
+@rule
 def autocast(make) -> None:
     """Under bfloat16 autocast the output stays finite and near the float32 one."""
     encoder, layout = make().eval(), LAYOUTS[3]
@@ -206,7 +236,11 @@ def autocast(make) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough = encoder(tokens, layout, mask).float()
     error = apart(rough, exact) / float(exact.detach().std())
-    require(error <= 0.5, f"bfloat16 autocast changed the output by {error:.2f} of its standard deviation")
+    require(
+        error <= 0.5,
+        f"bfloat16 autocast changed the output by {error:.2f} of its standard deviation; keep recurrences and "
+        "normalisations in float32",
+    )
 
 
 class _Allocated(TorchDispatchMode):

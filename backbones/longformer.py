@@ -38,12 +38,11 @@ class LongformerAttention(nn.Module):
             projected = F.linear(x, weight, bias).unflatten(-1, (len(projections), self.heads, -1))
             return projected.permute(2, 0, 3, 1, 4).unbind(0)
 
-        mixed = window_attention(*heads(self.query, self.key, self.value), window)
-        rows = F.scaled_dot_product_attention(
-            self.query_global(x[:, window.index]).unflatten(-1, (self.heads, -1)).transpose(1, 2),
-            *heads(self.key_global, self.value_global),
-            key_mask(window.real),
-        )
+        query, key, value = heads(self.query, self.key, self.value)
+        mixed = window_attention(query, key, value, window)
+        query = self.query_global(x[:, window.index]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = heads(self.key_global, self.value_global)
+        rows = F.scaled_dot_product_attention(query, key, value, key_mask(window.real))
         mixed = mixed.transpose(1, 2).index_copy(1, window.index, rows.transpose(1, 2).to(mixed.dtype)).flatten(2)
         # A masked token gathers nothing, as published: its score comes from its own embedding.
         return zero_masked(mixed, window.real)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +37,11 @@ class Direction(nn.Module):
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
 
 
-def mix(directions: Sequence[Direction], x: Tensor, mask: Tensor | None) -> Tensor:
+def mix(directions: Sequence[Any], x: Tensor, mask: Tensor | None) -> Tensor:
     """Convolve and scan in every direction, the second from the end to the start, and add up.
 
     Args:
-        x: (B, T, channels), zero where masked. mask: (B, T) or None = all real.
+        directions: a `Direction` each. x: (B, T, channels), zero where masked. mask: (B, T) or None = all real.
 
     Returns:
         (B, T, channels), in float32 unless x is float64.

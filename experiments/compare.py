@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("gin", nargs="+", metavar="FILE", help="gin files, one a row of the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
-    parser.add_argument("--results", type=Path, default=Path("results/comparison"), help="small files worth keeping")
+    parser.add_argument("--results", type=Path, help="small files worth keeping (default: results/<benchmark>)")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders, with their weights")
     options = parser.parse_args(arguments)
     return guarded(lambda: _compare(options))
@@ -55,14 +56,16 @@ def _compare(options: argparse.Namespace) -> int:
         raise ValueError("Two gin files have the same name, and rows are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.
     configurations = {
-        (Path(file).stem, seed): (file, prepare([file], options.set, seed)[1])
+        (Path(file).stem, seed): (file, *prepare([file], options.set, seed))
         for file in options.gin
         for seed in options.seeds
     }
+    first = next(iter(configurations.values()))[1]
+    results = options.results or Path("results") / first.benchmark
     finished: dict[str, list[dict]] = defaultdict(list)
     failed: dict[str, str] = {}
-    for (name, seed), (file, config) in configurations.items():
-        result = options.results / f"{name}-seed{seed}.json"
+    for (name, seed), (file, _, config) in configurations.items():
+        result = results / f"{name}-seed{seed}.json"
         metrics = _known(result, config)
         if metrics is None:
             folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
@@ -89,11 +92,11 @@ def _compare(options: argparse.Namespace) -> int:
         finished[name].append(metrics)
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
     rows = _rows(finished, failed)
-    files.write_text(options.results / "table.md", _markdown(rows, finished, command_line))
-    files.write_text(options.results / "table.csv", _csv(rows))
+    files.write_text(results / "table.md", _markdown(rows, finished, command_line))
+    files.write_text(results / "table.csv", _csv(rows))
     if finished:
-        _picture(options.results / "table.png", finished)
-    print((options.results / "table.md").read_text())
+        _picture(results / "table.png", finished)
+    print((results / "table.md").read_text())
     return 1 if failed else 0
 
 
@@ -108,7 +111,11 @@ def _known(result: Path, config: str) -> dict | None:
 
 def _run(command: list[str]) -> str | None:
     """Run it with its progress shown; the last line that it wrote to stderr if it failed."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # Behind a pipe, rich has to be told that a person is watching, or its bars stand still until they are full.
+    watched = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"} if sys.stderr.isatty() else {}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, **watched}
+    )
     last, line = b"", bytearray()
     assert process.stderr is not None
     while byte := process.stderr.read(1):

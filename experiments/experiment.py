@@ -195,8 +195,9 @@ def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tu
     try:
         experiment = Experiment()
         experiment.model(seed)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        # A setting of the wrong type or sign fails wherever it is first used, in torch, timm or our own code.
+        raise ValueError(f"This configuration cannot be built: {error}.") from error
     return experiment, f"# seed {seed}\n{gin.operative_config_str()}"
 
 
@@ -215,14 +216,10 @@ def table(metrics: dict) -> str:
     lines = ["            " + "".join(f"{n:>14}" for n in names)]
     for method in ("global", "reranked", "ensemble", "oracle"):
         lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>14.1f}" for n in names))
-    for title, key, method in (
-        ("Δ reranked", "difference", "reranked"),
-        ("Δ ensemble", "difference_ensemble", "ensemble"),
-    ):
-        cells = (
-            f"{metrics[method][n] - metrics['global'][n]:+.1f} [{low:+.1f},{high:+.1f}]"
-            for n, (low, high) in metrics[key].items()
-        )
-        lines.append(f"{title:<12}" + "  ".join(cells))
+    for method, key in (("reranked", "difference"), ("ensemble", "difference_ensemble")):
+        gains = (f"{metrics[method][n] - metrics['global'][n]:+.1f}" for n in names)
+        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>14}" for gain in gains))
+        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics[key][n] for n in names))
+        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>14}" for interval in bounds))
     lines.append(f"shortlist recall {metrics['shortlist_recall']:.1f}; unchanged by re-ranking: {metrics['unchanged']}")
     return "\n".join(lines)

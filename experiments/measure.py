@@ -39,7 +39,7 @@ class Side:
         self.seconds.append(self._read()["seconds"])
 
     def close(self) -> dict:
-        """End the process. -> "mb", the most memory that its passes held above what there was before, and what else it found."""
+        """End the process. -> "mb", the most that its passes held above what there was before, and what else it saw."""
         self._say("end")
         said = self._read()
         self._process.wait()

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +15,18 @@ from torch.nn import functional as F
 from backbones import ListLayout, SequenceEncoder
 from backbones.longformer import Longformer
 from backbones.mamba import BidirectionalMamba, Mamba
-from backbones.rwkv import RWKV, BidirectionalRWKV
+from backbones.registry import suggest
+from backbones.rwkv import RWKV
 
 Pass = Callable[[Tensor], Tensor]  # tokens (B, T, D) -> (B, T, D)
 
 
 def part(encoder: SequenceEncoder) -> tuple[nn.Module, str]:
     """What peers have as well: the whole Longformer, one recurrent layer of the others; and its name."""
+    layers: Any = getattr(encoder, "layers", [])
     if isinstance(encoder, Mamba | RWKV):
-        layer = encoder.layers[0]
-        assert isinstance(layer, nn.Module)
-        return layer, f"one {type(layer).__name__} layer"
-    return encoder, f"{type(encoder).__name__} of {len(encoder.layers)} layers"  # type: ignore[arg-type]
+        return layers[0], f"one {type(layers[0]).__name__} layer"
+    return encoder, f"{type(encoder).__name__} of {len(layers)} layers"
 
 
 def ours(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
@@ -37,32 +38,30 @@ def ours(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
 
 
 def peer(package: str, encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """The same by another package.
+    """The same by another package, its weights ours.
 
     Raises:
-        ValueError: the package has nothing like this encoder, or is not installed.
+        ValueError: the package is not installed.
     """
-    makers = {
-        ("transformers", Longformer): _transformers_longformer,
-        ("transformers", Mamba): _transformers_mamba,
-        ("transformers", RWKV): _transformers_rwkv,
-        ("mambapy", Mamba): _mambapy,
-        ("rwkv", RWKV): _rwkv,
-    }
-    maker = makers.get((package, type(encoder)))
-    if maker is None:
-        known = ", ".join(f"{p} for {e.__name__.lower()}" for p, e in makers)
-        raise ValueError(f"'{package}' has no {type(encoder).__name__.lower()} to compare with. Known: {known}.")
     try:
-        return maker(encoder, layout)
+        return PEERS[package][type(encoder)](encoder, layout)
     except ImportError as error:
         raise ValueError(f"--against {package} needs it installed: pip install {package} ({error}).") from error
+
+
+def check(package: str, backbone: str) -> None:
+    """Raise a ValueError where `peer` knows no such package, or the package no such encoder."""
+    if package not in PEERS:
+        raise ValueError(f"Unknown package '{package}'{suggest(package, PEERS)}")
+    encoders = [encoder.__name__.lower() for encoder in PEERS[package]]
+    if backbone not in encoders:
+        raise ValueError(f"'{package}' has no {backbone} to compare with, but {', '.join(encoders)}.")
 
 
 def _transformers_longformer(encoder: Longformer, layout: ListLayout) -> Pass:
     from transformers import LongformerConfig, LongformerModel
 
-    first = encoder.layers[0]
+    first: Any = encoder.layers[0]
     config = LongformerConfig(
         vocab_size=3,
         hidden_size=encoder.hidden_size,
@@ -121,7 +120,7 @@ def _transformers_mamba(encoder: Mamba, layout: ListLayout) -> Pass:
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
-    layer = copy.deepcopy(encoder.layers[0])
+    layer: Any = copy.deepcopy(encoder.layers[0])
     channels, state = layer.ahead.A_log.shape
     config = MambaConfig(
         hidden_size=encoder.hidden_size,
@@ -142,7 +141,7 @@ def _transformers_mamba(encoder: Mamba, layout: ListLayout) -> Pass:
 def _mambapy(encoder: Mamba, layout: ListLayout) -> Pass:
     from mambapy.mamba import MambaBlock, MambaConfig
 
-    layer = copy.deepcopy(encoder.layers[0])
+    layer: Any = copy.deepcopy(encoder.layers[0])
     channels, state = layer.ahead.A_log.shape
     config = MambaConfig(
         d_model=encoder.hidden_size,
@@ -166,7 +165,7 @@ def _transformers_rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
     from transformers import RwkvConfig
     from transformers.models.rwkv.modeling_rwkv import RwkvFeedForward, RwkvSelfAttention
 
-    layer: BidirectionalRWKV = copy.deepcopy(encoder.layers[0])
+    layer: Any = copy.deepcopy(encoder.layers[0])
     inner = layer.channel_mix.key.out_features
     config = RwkvConfig(hidden_size=encoder.hidden_size, intermediate_size=inner, context_length=layout.tokens)
     mixer, feed_forward = RwkvSelfAttention(config), RwkvFeedForward(config)
@@ -190,36 +189,50 @@ def _rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
     from rwkv.model import RWKV as Model
 
     width = encoder.hidden_size
-    inner = encoder.layers[0].channel_mix.key.out_features
-    names = {"emb.weight": (2, width), "head.weight": (2, width), "blocks.0.ffn.key.weight": (inner, width)}
+    layer: Any = encoder.layers[0]
+    inner = layer.channel_mix.key.out_features
+    names: dict[str, tuple[int, ...]] = {
+        "emb.weight": (2, width),
+        "head.weight": (2, width),
+        "blocks.0.ffn.key.weight": (inner, width),
+    }
     names |= {"blocks.0.ffn.value.weight": (width, inner), "blocks.0.ffn.receptance.weight": (width, width)}
     names |= {f"blocks.0.att.{n}.weight": (width, width) for n in ("key", "value", "receptance", "output")}
     names |= {f"blocks.0.att.time_mix_{n}": (1, 1, width) for n in "kvr"}
     names |= {f"blocks.0.ffn.time_mix_{n}": (1, 1, width) for n in "kr"}
     names |= {f"blocks.0.att.time_{n}": (width,) for n in ("decay", "first")}
-    names |= {f"{n}.{p}": (width,) for n in ("blocks.0.ln0", "blocks.0.ln1", "blocks.0.ln2", "ln_out") for p in ("weight", "bias")}
+    names |= {
+        f"{n}.{p}": (width,)
+        for n in ("blocks.0.ln0", "blocks.0.ln1", "blocks.0.ln2", "ln_out")
+        for p in ("weight", "bias")
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.pth"
         torch.save({name: torch.rand(shape) / width**0.5 for name, shape in names.items()}, path)
         model = Model(model=str(path), strategy="cpu fp32")
-    weights = {name: value for name, value in model.w.items() if isinstance(value, Tensor)}
-    start = torch.zeros(width)
-    none = torch.empty(0)
+    w = {name.removeprefix("blocks.0."): value for name, value in model.w.items() if isinstance(value, Tensor)}
+    start, unquantised = torch.zeros(width), torch.empty(0)
+    mixing = [w[f"att.time_{name}"] for name in ("mix_k", "mix_v", "mix_r", "decay", "first")]
+    matrices = [w[f"att.{name}.weight"] for name in ("key", "value", "receptance", "output")]
+    channel = [
+        w[f"ffn.{name}"] for name in ("time_mix_k", "time_mix_r", "key.weight", "value.weight", "receptance.weight")
+    ]
 
     def attention(tokens: Tensor) -> Tensor:
-        w = {name.removeprefix("blocks.0."): value for name, value in weights.items()}
-        return model.att_seq(
-            tokens, start, start, start, start - 1e30, w["ln1.weight"], w["ln1.bias"],
-            w["att.time_mix_k"], w["att.time_mix_v"], w["att.time_mix_r"], w["att.time_decay"], w["att.time_first"],
-            w["att.key.weight"], w["att.value.weight"], w["att.receptance.weight"], w["att.output.weight"], *[none] * 16,
-        )[0]  # fmt: skip
+        norm = w["ln1.weight"], w["ln1.bias"]
+        state = start, start, start, start - 1e30
+        return model.att_seq(tokens, *state, *norm, *mixing, *matrices, *[unquantised] * 16)[0]
 
     def run(tokens: Tensor) -> Tensor:
-        w = {name.removeprefix("blocks.0."): value for name, value in weights.items()}
         both = attention(tokens[0]) + attention(tokens[0].flip(0)).flip(0) - tokens[0]
-        return model.ffn_seq(
-            both, start, w["ln2.weight"], w["ln2.bias"], w["ffn.time_mix_k"], w["ffn.time_mix_r"],
-            w["ffn.key.weight"], w["ffn.value.weight"], w["ffn.receptance.weight"], *[none] * 12,
-        )[0][None]  # fmt: skip
+        norm = w["ln2.weight"], w["ln2.bias"]
+        return model.ffn_seq(both, start, *norm, *channel, *[unquantised] * 12)[0][None]
 
     return run
+
+
+PEERS: dict[str, dict[type, Callable[..., Pass]]] = {
+    "transformers": {Longformer: _transformers_longformer, Mamba: _transformers_mamba, RWKV: _transformers_rwkv},
+    "mambapy": {Mamba: _mambapy},
+    "rwkv": {RWKV: _rwkv},
+}

@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "experiments.profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins")
+    parser.add_argument(
+        "--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="one gin line")
     parser.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
     parser.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
@@ -117,6 +119,9 @@ def _cost(spec: dict, options: argparse.Namespace) -> dict:
 
 def _against(spec: dict, options: argparse.Namespace) -> dict:
     """Ours, the peer as it comes, the peer with our allocator, and the matrix products alone."""
+    from experiments import peers
+
+    peers.check(options.against, spec["backbone"])
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: str(Path(folder) / f"{name}.npy") for name in ("ours", "peer")}
         ours = Side(**spec, side="ours", output=outputs["ours"])
@@ -128,7 +133,7 @@ def _against(spec: dict, options: argparse.Namespace) -> dict:
         ours_s, peer_s, same_s, limit_s = (median(s.seconds) for s in (ours, peer, same, limit))
         ours_mb, peer_mb, *_ = (side.close()["mb"] for side in (ours, peer, same, limit))
         difference = float(np.abs(np.load(outputs["ours"]) - np.load(outputs["peer"])).max())
-    comparable = not (spec["backbone"] == "rwkv")  # their average looks one way only, and no sum of two is ours
+    comparable = spec["backbone"] != "rwkv"  # their average looks one way only, and no sum of two is ours
     return {
         "case": f"{ours.about['name']}, {'forward and backward' if options.backward else 'forward'}, "
         f"{math.prod(options.layout)} tokens, against {options.against}",

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins"
     )
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="one gin line")
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the first gin file>)")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the first gin file>[-seed<seed>])")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="it is an error if there is no run to go on with")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, layout and parameters, and stop")
@@ -46,7 +46,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"Sequence: {layout.images} images x {layout.block} tokens = {layout.tokens} tokens")
         print(f"Parameters: {sum(p.numel() for p in experiment.model(options.seed).parameters()):,}")
         return 0
-    folder = options.out or Path("runs") / Path(options.gin[0]).stem
+    seed = f"-seed{options.seed}" if options.seed else ""
+    folder = options.out or Path("runs") / f"{Path(options.gin[0]).stem}{seed}"
     if options.resume and not (folder / "config.gin").exists():
         raise ValueError(f"There is no run to resume in '{folder}'.")
     folder.mkdir(parents=True, exist_ok=True)

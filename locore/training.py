@@ -166,6 +166,7 @@ class Training:
                     )
         finally:
             writer.close()
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # what is measured is what `locore.load` gives
         model.load_state_dict(checkpoints.load(folder / "best.safetensors").state_dict())
         return state
 

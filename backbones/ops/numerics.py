@@ -1,4 +1,4 @@
-"""What the compiled CPU kernels share: exponentials and logarithms that LLVM vectorises, and zero-copy views of tensors."""
+"""What the compiled CPU kernels share: functions that LLVM vectorises, and zero-copy views of tensors."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _(x, step, A, B, C, D):
 def _scan_backward(
     grad: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    directions, batch, tokens, channels = x.shape
+    directions, batch, _, channels = x.shape
     groups = -(-channels // CHANNELS)
     grad_x, grad_step = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
     grad_A = torch.zeros(batch, directions, A.shape[2], channels, dtype=x.dtype)
@@ -212,7 +212,9 @@ def _backward(grad, x, step, A, B, C, D, states, grad_x, grad_step, grad_A, grad
                         grad_C[group, d, b, t, n] = sum_C
                     for c in range(width):
                         slope = 1 / (1 + exp(-step[d, b, t, start + c]))
-                        grad_step[d, b, t, start + c] = (to_delta[c] / x.dtype.type(LOG2_E) + to_drive[c] * value[c]) * slope
+                        grad_step[d, b, t, start + c] = (
+                            to_delta[c] / x.dtype.type(LOG2_E) + to_drive[c] * value[c]
+                        ) * slope
                         grad_x[d, b, t, start + c] = to_drive[c] * deltas[i, c] + D[d, start + c] * out[c]
                         grad_D[b, d, start + c] += out[c] * value[c]
             grad_A[b, d, :, start : start + width] = sum_A[:, :width]

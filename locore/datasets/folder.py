@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,6 +13,16 @@ from PIL import Image
 
 from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks, on_white
 
+# What Pillow and zipfile raise of damaged, hostile or encrypted images.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -27,7 +38,7 @@ class FileImages(ImageSet):
         try:
             with Image.open(self._open(name)) as image:
                 return on_white(image)
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
             ) from error

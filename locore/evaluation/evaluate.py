@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,6 +82,9 @@ class Search:
                 torch.from_numpy(head.indices[part]),
                 device,
             )
+            junk = torch.from_numpy(head.junk[part]).to(device)
+            if junk.any():  # a gallery so small that the lists reach into what does not count
+                shortlist = replace(shortlist, present=~junk)
             begun = time.perf_counter()
             ranking = reranker.rerank(shortlist)
             rankings.append(Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu()))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from locore.datasets.benchmark import ImageSet
 from locore.evaluation.evaluate import Search
 from locore.files import atomic
+from locore.progress import track
 
 SHOWN = 10  # places of a list
 GREEN, RED = "#1a9850", "#d73027"
@@ -48,7 +49,7 @@ def lists(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    for pair, row in enumerate(chosen):
+    for pair, row in enumerate(track(chosen, "drawing lists")):
         for line, places in ((2 * pair, np.arange(shown)), (2 * pair + 1, order[row, :shown])):
             axes[line, 0].set_ylabel("after" if line % 2 else "before", fontsize=9)
             for column, place in enumerate(places, start=1):
@@ -80,15 +81,13 @@ def training(path: Path, history: dict) -> None:
 
 
 def lengths(path: Path, ways: dict[str, dict], title: str) -> None:
-    """Time and memory against the number of tokens, on logarithmic axes; a line a way of growing, its exponent named."""
+    """Time and memory against the number of tokens, on logarithmic axes; a line a way of growing."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, field, exponent, label in zip(
         axes, ("seconds", "mb"), ("time_exponent", "memory_exponent"), ("seconds", "memory, MB"), strict=True
     ):
         for way, measured in ways.items():
-            axis.plot(
-                measured["tokens"], measured[field], marker="o", label=f"{way}: T^{measured[exponent]:.2f}"
-            )
+            axis.plot(measured["tokens"], measured[field], marker="o", label=f"{way}: T^{measured[exponent]:.2f}")
         axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel=label, title=title)
         axis.grid(alpha=0.3, which="both")
         axis.legend()

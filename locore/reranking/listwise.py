@@ -110,10 +110,11 @@ class ListEmbedding(nn.Module):
             "none": torch.zeros(layout.tokens, dtype=torch.long, device=blocks.device),
         }[self.positions] + FIRST_ROW
         learned = self.position.num_embeddings - FIRST_ROW
-        if layout.tokens > learned and self.positions == "absolute":
+        needed = {"absolute": layout.tokens, "segment": layout.images, "none": 1}[self.positions]
+        if needed > learned:
             raise ValueError(
-                f"A list of {layout.tokens} tokens is longer than the {learned} learned positions; take "
-                "fewer candidates, or positions 'segment' or 'none'."
+                f"A list of {layout.images} images and {layout.tokens} tokens needs {needed} positions where {learned} "
+                "are learned; take fewer candidates, or positions 'segment' or 'none'."
             )
         tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)

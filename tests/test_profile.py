@@ -1,0 +1,91 @@
+"""The profile: what it counts, the peers' agreement, and what is wrong with its arguments."""
+
+import json
+
+import pytest
+import torch
+
+from backbones import ListLayout, create
+from experiments import peers
+from experiments.measure import flops
+from experiments.profile import _exponent, main
+
+SMALL = ["--passes", "1", "--warm-up", "1", "--json"]
+
+
+def test_flops_of_a_longformer_layer_are_those_counted_by_hand():
+    layout, width, inner, window = ListLayout(11, 25), 32, 64, 16
+    encoder = create("longformer", width=width, depth=1, heads=2, window=window, expansion=inner / width).eval()
+    tokens, mask = torch.randn(1, layout.tokens, width), torch.ones(1, layout.tokens, dtype=torch.bool)
+    T, G, reach = layout.tokens, 11 + 24, window // 2
+    with torch.no_grad():
+        counted = flops(lambda: encoder(tokens, layout, mask))
+    linear = 2 * T * width * (6 * width + 2 * inner) + 2 * G * width * width  # q, k, v, two global ones and the output
+    size = 32  # queries a block
+    seen = sum(min(start + size, T) - start for start in range(0, T, size) for _ in range(G)) + sum(
+        (min(start + size, T) - start) * (min(start + size + reach, T) - max(start - reach, 0))
+        for start in range(0, T, size)
+    )
+    attention = 4 * width * (seen + G * T)  # two products, over the blocks' keys and for the global rows
+    assert counted == linear + attention
+
+
+def test_flops_of_the_scans_are_counted():
+    layout = ListLayout(5, 4)
+    encoder = create("mamba", width=32, depth=1, heads=2, state=4, mixer_expansion=1, query_attention_layers=[])
+    tokens, mask = torch.randn(2, 20, 32), torch.ones(2, 20, dtype=torch.bool)
+    with torch.no_grad():
+        counted = flops(lambda: encoder(tokens, layout, mask))
+    rank = 1
+    products = 2 * 40 * (32 * 64 + 32 * 32) + 2 * 2 * 40 * (32 * (rank + 8) + rank * 32)
+    assert counted == products + 9 * 2 * 40 * 32 * 4
+
+
+@pytest.mark.parametrize("name", ["longformer", "mamba"])
+def test_a_peer_from_transformers_computes_the_same(name):
+    torch.manual_seed(0)
+    encoder, layout = create(name, width=48, depth=2, heads=2), ListLayout(7, 9)
+    tokens = torch.randn(1, layout.tokens, 48)
+    expected = peers.peer("transformers", encoder, layout)(tokens)
+    torch.testing.assert_close(peers.ours(encoder, layout)(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_peer_of_rwkv_runs_in_the_same_shape():
+    encoder, layout = create("rwkv", width=32, depth=1, heads=2), ListLayout(5, 4)
+    tokens = torch.randn(1, layout.tokens, 32)
+    assert peers.peer("transformers", encoder, layout)(tokens).shape == tokens.shape
+
+
+def test_a_comparison_says_all_that_it_measured(capsys):
+    gin = ["--gin", "gin/longformer.gin", "--set", "longformer.depth = 1"]
+    assert main([*gin, "--against", "transformers", "--layout", "11x5", *SMALL]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["max_abs_diff"] <= 1e-4
+    assert result["speedup"] == pytest.approx(result["peer_s"] / result["ours_s"], rel=0.2)
+    keys = ("case", "ours_s", "peer_s", "speedup", "speedup_same_allocator", "limit_s", "ours_mb", "peer_mb")
+    assert set(keys) <= set(result)
+
+
+def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
+    gin = ["--gin", "gin/query_attention.gin", "--set", "query_attention.depth = 1"]
+    picture = tmp_path / "lengths.png"
+    assert main([*gin, "--lengths", "200", "800", "--picture", str(picture), *SMALL]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["more images"]["tokens"] == [200, 800] and len(result["longer blocks"]["seconds"]) == 2
+    assert picture.stat().st_size > 1000
+    assert _exponent([10, 20, 40], [3, 12, 48]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--against", "tranformers"], "did you mean 'transformers'"),
+        (["--against", "mambapy"], "has no longformer"),
+        (["--lengths", "300"], "two lengths or more"),
+        (["--backward"], "--backward goes with"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(capsys, arguments, words):
+    assert main(["--gin", "gin/longformer.gin", "--layout", "5x3", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
