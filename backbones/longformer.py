@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import in_slices, key_mask, zero_masked
+from backbones.blocks import in_slices, zero_masked
 from backbones.encoder import ListLayout, SequenceEncoder
 from backbones.ops.window_attention import Window, window_attention
 from backbones.registry import register
@@ -42,10 +42,10 @@ class LongformerAttention(nn.Module):
         mixed = window_attention(query, key, value, window)
         query = self.query_global(x[:, window.index]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = heads(self.key_global, self.value_global)
-        rows = F.scaled_dot_product_attention(query, key, value, key_mask(window.real))
+        rows = F.scaled_dot_product_attention(query, key, value, window.keys)
         mixed = mixed.transpose(1, 2).index_copy(1, window.index, rows.transpose(1, 2).to(mixed.dtype)).flatten(2)
         # A masked token gathers nothing, as published: its score comes from its own embedding.
-        return zero_masked(mixed, window.real)
+        return mixed if window.keys is None else zero_masked(mixed, window.real)
 
 
 class LongformerLayer(nn.Module):

@@ -126,6 +126,7 @@ def _run(command: list[str]) -> str | None:
             line.clear()
         else:
             line += byte
+    last = bytes(line).strip() or last
     return None if process.wait() == 0 else f"exit status {process.returncode}, {last.decode(errors='replace')}"
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
-LISTS = 48  # lists at a time in evaluation
+TOKENS = 16_384  # tokens at a time in evaluation, in whole lists: keeps memory the same for short and long ones
 PICTURED = 8  # queries in lists.png
 
 
@@ -114,18 +114,20 @@ class Experiment:
             model.embedding.whiten(lists.descriptors)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+        lists_at_once = max(1, TOKENS // self.layout.tokens)
+
         def validate(candidate: ListwiseReranker) -> dict[str, float]:
-            reranked = validation.rerank(candidate, self.candidates, LISTS, device)
+            reranked = validation.rerank(candidate, self.candidates, lists_at_once, device)
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
 
         with stage("training"):
             state = self.training.fit(model.to(device), lists, validate, folder, seed)
         with stage("evaluation"):
-            tuned = validation.rerank(model, self.candidates, LISTS, device)
+            tuned = validation.rerank(model, self.candidates, lists_at_once, device)
             ensemble = Ensemble.fit(
                 tuned.similarities, tuned.comparable_scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
             )
-            reranked = {p: s.rerank(model, self.candidates, LISTS, device) for p, s in searches.items()}
+            reranked = {p: s.rerank(model, self.candidates, lists_at_once, device) for p, s in searches.items()}
             tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
             first = next(iter(searches))
             order = reranked[first].order.numpy()

@@ -38,7 +38,7 @@ def ours(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
 
 
 def peer(package: str, encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """The same by another package, its weights ours.
+    """The same by another package, its weights ours (those of `OTHER_AVERAGE` random).
 
     Raises:
         ValueError: the package is not installed.
@@ -185,7 +185,7 @@ def _transformers_rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
 
 
 def _rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
-    """The `rwkv` package's layer, from a one-layer model file as it wants it; both directions, for one list."""
+    """The `rwkv` package's layer, from a one-layer model file as it wants it; both directions, list after list."""
     from rwkv.model import RWKV as Model
 
     width = encoder.hidden_size
@@ -224,13 +224,17 @@ def _rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
         return model.att_seq(tokens, *state, *norm, *mixing, *matrices, *[unquantised] * 16)[0]
 
     def run(tokens: Tensor) -> Tensor:
-        both = attention(tokens[0]) + attention(tokens[0].flip(0)).flip(0) - tokens[0]
         norm = w["ln2.weight"], w["ln2.bias"]
-        return model.ffn_seq(both, start, *norm, *channel, *[unquantised] * 12)[0][None]
+        outputs = []
+        for list_ in tokens:
+            both = attention(list_) + attention(list_.flip(0)).flip(0) - list_
+            outputs.append(model.ffn_seq(both, start, *norm, *channel, *[unquantised] * 12)[0])
+        return torch.stack(outputs)
 
     return run
 
 
+OTHER_AVERAGE = ("rwkv",)  # backbones whose peers average one way only: as much work, but no sum of two is ours
 PEERS: dict[str, dict[type, Callable[..., Pass]]] = {
     "transformers": {Longformer: _transformers_longformer, Mamba: _transformers_mamba, RWKV: _transformers_rwkv},
     "mambapy": {Mamba: _mambapy},

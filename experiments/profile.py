@@ -3,7 +3,8 @@
 Parameters, FLOPs, latency, throughput and memory of a re-ranker, on random descriptors in the landmark layout: a query
 and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens.
 
-  --against transformers   the encoder beside the same computation of another package, with the same weights, in turn;
+  --against transformers   the encoder beside the same computation of another package, with the same weights, in turn (RWKV:
+                           as much work, not the same result: their average looks one way);
                            limit_s is the time of the encoder's matrix products alone
   --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture
 """
@@ -15,6 +16,7 @@ import json
 import math
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -66,7 +68,7 @@ def _profile(options: argparse.Namespace) -> int:
         "allocator": True,
     }
     if options.lengths:
-        result: Any = _lengths(spec, options)
+        result = _lengths(spec, options)
     elif options.against:
         result = _against(spec, options)
     elif options.backward:
@@ -79,7 +81,7 @@ def _profile(options: argparse.Namespace) -> int:
             "max_positions": math.prod(options.layout),
         }
         result = _cost({**spec, "side": "reranker", "model": model}, options)
-    for name, value in result.items() if isinstance(result, dict) else ():
+    for name, value in result.items():
         print(f"{name:>24}  {value:,}" if isinstance(value, int) else f"{name:>24}  {value}")
     if options.json:
         print(json.dumps(result))
@@ -100,11 +102,11 @@ def _in_turn(sides: list[Side], options: argparse.Namespace) -> None:
 
 def _cost(spec: dict, options: argparse.Namespace) -> dict:
     """What the supplement's benchmark reports, for 100 re-ranked images."""
-    side = Side(**spec)
-    _in_turn([side], options)
+    with Side(**spec) as side:
+        _in_turn([side], options)
+        found = side.close()
     images = options.batch * (options.layout[1] - 1)
     seconds = [s * 100 / images for s in side.seconds]
-    found = side.close()
     return {
         "case": f"{spec['backbone']} {spec['size']}, {math.prod(options.layout)} tokens",
         "parameters": side.about["parameters"],
@@ -124,18 +126,21 @@ def _against(spec: dict, options: argparse.Namespace) -> dict:
     peers.check(options.against, spec["backbone"])
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: str(Path(folder) / f"{name}.npy") for name in ("ours", "peer")}
-        ours = Side(**spec, side="ours", output=outputs["ours"])
-        theirs = {**spec, "side": options.against}
-        peer = Side(**{**theirs, "allocator": False}, output=outputs["peer"])
-        same = Side(**theirs)
-        limit = Side(**spec, side="products")
-        _in_turn([ours, peer, same, limit], options)
-        ours_s, peer_s, same_s, limit_s = (median(s.seconds) for s in (ours, peer, same, limit))
-        ours_mb, peer_mb, *_ = (side.close()["mb"] for side in (ours, peer, same, limit))
+        specs = (
+            {**spec, "side": "ours", "output": outputs["ours"]},
+            {**spec, "side": options.against, "allocator": False, "output": outputs["peer"]},
+            {**spec, "side": options.against},
+            {**spec, "side": "products"},
+        )
+        with ExitStack() as stack:
+            sides = [stack.enter_context(Side(**each)) for each in specs]
+            _in_turn(sides, options)
+            ours_mb, peer_mb, *_ = (side.close()["mb"] for side in sides)
+        ours_s, peer_s, same_s, limit_s = (median(side.seconds) for side in sides)
         difference = float(np.abs(np.load(outputs["ours"]) - np.load(outputs["peer"])).max())
-    comparable = spec["backbone"] != "rwkv"  # their average looks one way only, and no sum of two is ours
+    comparable = spec["backbone"] not in peers.OTHER_AVERAGE
     return {
-        "case": f"{ours.about['name']}, {'forward and backward' if options.backward else 'forward'}, "
+        "case": f"{sides[0].about['name']}, {'forward and backward' if options.backward else 'forward'}, "
         f"{math.prod(options.layout)} tokens, against {options.against}",
         "ours_s": round(ours_s, 4),
         "peer_s": round(peer_s, 4),
@@ -154,15 +159,15 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
         raise ValueError("--lengths needs two lengths or more to fit an exponent.")
     result: dict[str, Any] = {"case": f"{spec['backbone']} {spec['size']}"}
     ways = {
-        "more images": lambda tokens: (50, max(round(tokens / 50), 2)),
+        "more images": lambda tokens: (LANDMARKS[0], max(round(tokens / LANDMARKS[0]), 2)),
         "longer blocks": lambda tokens: (max(round(tokens / IMAGES), 2), IMAGES),
     }
     for way, layout in ways.items():
         points = []
         for tokens in sorted(set(options.lengths)):
-            side = Side(**{**spec, "layout": layout(tokens)}, side="ours")
-            _in_turn([side], options)
-            points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
+            with Side(**{**spec, "layout": layout(tokens)}, side="ours") as side:
+                _in_turn([side], options)
+                points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
         lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
         result[way] = {
             "tokens": lengths.astype(int).tolist(),

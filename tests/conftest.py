@@ -2,7 +2,7 @@
 
 import pytest
 
-EXPECTED_SKIPS = ("emoji.zip is not on this machine",)
+EXPECTED_SKIPS = ("emoji.zip is not on this machine", "no CUDA device on this machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

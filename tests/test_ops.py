@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from numba import njit
+from numba import prange
 from torch.nn.attention.flex_attention import flex_attention
 
 from backbones.ops import numerics
@@ -166,8 +166,8 @@ def test_logarithms_and_exponentials_of_the_kernels_are_exact_to_a_few_units():
         np.testing.assert_allclose(ours_, expected_, rtol=5e-7, atol=1e-7 if expected_.min() < 0 else 1e-38)
 
 
-@njit
+@numerics.kernel
 def _tabulate(x, out):
-    for i in range(len(x)):
+    for i in prange(len(x)):
         out[0, i], out[1, i] = numerics.exp(x[i]), numerics.exp2(-abs(x[i]))
         out[2, i], out[3, i] = numerics.log(abs(x[i]) + np.float32(1e-30)), numerics.softplus(x[i])

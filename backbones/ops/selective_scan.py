@@ -35,7 +35,8 @@ def selective_scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     """
     if compiled(x, step, A, B, C, D):
         return _scan(x, step, A, B, C, D)[0]
-    mamba = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn") if x.is_cuda else None
+    usable = x.is_cuda and x.dtype != torch.float64
+    mamba = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn") if usable else None
     if mamba is None:
         return selective_scan_reference(x, step, A, B, C, D)
     total = torch.zeros_like(x[0])
@@ -50,12 +51,13 @@ def selective_scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
 def selective_scan_reference(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
     """The definition, token after token; arguments as `selective_scan`."""
     delta, total = F.softplus(step), torch.zeros_like(x[0])
+    driven = delta * x
     for direction in range(len(x)):
         state = x.new_zeros(*x.shape[1:2], x.shape[3], A.shape[2])
         outputs: list[Tensor] = []
         tokens = range(x.shape[2])
         for t in reversed(tokens) if direction else tokens:
-            now, drive = delta[direction, :, t, :, None], (delta * x)[direction, :, t, :, None]
+            now, drive = delta[direction, :, t, :, None], driven[direction, :, t, :, None]
             state = torch.exp(now * A[direction]) * state + drive * B[direction, :, t, None, :]
             outputs.append((state * C[direction, :, t, None, :]).sum(-1) + D[direction] * x[direction, :, t])
         total = total + torch.stack(outputs[::-1] if direction else outputs, dim=1)

@@ -1,7 +1,7 @@
 """Attention within a window plus global tokens (Beltagy et al. 2020), without the quadratic matrix of scores.
 
-`window_attention_reference` is the definition with its matrix of scores. On the CPU a block of queries at a time runs
-through PyTorch's fused kernel; its keys are the block's neighbourhood and the global tokens, copied side by side into a
+`window_attention_reference` is the definition with its matrix of scores. On the CPU a tile of queries at a time runs
+through PyTorch's fused kernel; its keys are the tile's neighbourhood and the global tokens, copied side by side into a
 buffer that stays in the cache. On CUDA FlexAttention skips what the mask leaves empty.
 """
 
@@ -12,16 +12,19 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-QUERIES = 256  # queries a block at most: more of them see too many keys for nothing, fewer starve the matrix products
+from backbones.blocks import key_mask
+
+QUERIES = 256  # queries a tile at most: more of them see too many keys for nothing, fewer starve the matrix products
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
-class Block:
+class Tile:
     """Queries [start, stop) and their window of keys [low, high); bias (B or 1, 1, queries, keys + global tokens)."""
 
     start: int
@@ -38,14 +41,15 @@ class Window:
     Attributes:
         real: (B, T) bool, tokens that may be attended to. global_: (T,) bool, tokens that everything attends to.
         reach: one-sided window. index: (G,) places of the global tokens.
-        blocks: of queries, for the CPU. block_mask: for FlexAttention, elsewhere None.
+        tiles: of queries, for the CPU. block_mask: for FlexAttention, elsewhere None.
     """
 
     real: Tensor
     global_: Tensor
     reach: int
     index: Tensor
-    blocks: list[Block]
+    keys: Tensor | None
+    tiles: list[Tile]
     block_mask: BlockMask | None
 
     @classmethod
@@ -53,13 +57,14 @@ class Window:
         """Plan the attention of tokens `real` (B, T) with global tokens `global_` (T,)."""
         index = global_.nonzero().flatten()
         on_cpu = real.device.type == "cpu"
-        blocks = list(_blocks(real, global_, reach, index)) if on_cpu else []
-        return cls(real, global_, reach, index, blocks, _block_mask(real, global_, reach) if real.is_cuda else None)
+        tiles = list(_tiles(real, global_, reach, index)) if on_cpu else []
+        block_mask = _compiled(_block_mask)(real, global_, reach) if real.is_cuda else None
+        return cls(real, global_, reach, index, key_mask(real), tiles, block_mask)
 
 
-def _blocks(real: Tensor, global_: Tensor, reach: int, index: Tensor):
+def _tiles(real: Tensor, global_: Tensor, reach: int, index: Tensor):
     tokens = len(global_)
-    if bool(real.all()):
+    if key_mask(real) is None:
         real = real[:1]  # one bias for the whole batch
     size = min(max(reach, 32), QUERIES)
     position = torch.arange(tokens)
@@ -69,7 +74,7 @@ def _blocks(real: Tensor, global_: Tensor, reach: int, index: Tensor):
         near = (position[start:stop, None] - position[low:high]).abs() <= reach
         near = near & (real & ~global_)[:, None, low:high]  # a global token inside the window counts once
         seen = torch.cat([near, real[:, None, index].expand(-1, stop - start, -1)], dim=2)
-        yield Block(start, stop, low, high, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None])
+        yield Tile(start, stop, low, high, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None])
 
 
 def _block_mask(real: Tensor, global_: Tensor, reach: int) -> BlockMask:
@@ -88,16 +93,16 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, window: Window) 
     Returns:
         (B, heads, T, d), laid out as (B, T, heads, d); zero for a token with nothing to attend to.
     """
-    if window.blocks:
-        return _Blocks.apply(query, key, value, window)
-    if window.block_mask is not None:
-        return _compiled_flex_attention()(query, key, value, block_mask=window.block_mask)
+    if window.tiles:
+        return _Tiles.apply(query, key, value, window)
+    if window.block_mask is not None and query.dtype != torch.float64 and query.shape[-1] >= 16:  # what it takes
+        return _compiled(flex_attention)(query, key, value, block_mask=window.block_mask)
     return window_attention_reference(query, key, value, window)
 
 
 @cache
-def _compiled_flex_attention():
-    return torch.compile(flex_attention, dynamic=False)
+def _compiled(function):
+    return torch.compile(function, dynamic=True)
 
 
 def window_attention_reference(query: Tensor, key: Tensor, value: Tensor, window: Window) -> Tensor:
@@ -110,10 +115,10 @@ def window_attention_reference(query: Tensor, key: Tensor, value: Tensor, window
     return weights @ value
 
 
-class _Blocks(torch.autograd.Function):
-    """The blocks through the fused kernel, and back.
+class _Tiles(torch.autograd.Function):
+    """The tiles through the fused kernel, and back.
 
-    By hand because autograd would fill a gradient as long as the sequence for every block's slice of it.
+    By hand because autograd would fill a gradient as long as the sequence for every tile's slice of it.
     """
 
     @staticmethod
@@ -121,18 +126,19 @@ class _Blocks(torch.autograd.Function):
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = []
         extra = _rows(key, window.index), _rows(value, window.index)
-        for block in window.blocks:
-            keys, values = (_beside(x, block, more) for x, more in zip((key, value), extra, strict=True))
+        for tile in window.tiles:
+            keys, values = (_beside(x, tile, more) for x, more in zip((key, value), extra, strict=True))
             part, log_sum = _forward(
-                query[:, :, block.start : block.stop], keys, values, 0.0, False, attn_mask=block.bias.to(query.dtype)
+                query[:, :, tile.start : tile.stop], keys, values, 0.0, False, attn_mask=tile.bias.to(query.dtype)
             )
-            out[:, :, block.start : block.stop] = part
+            out[:, :, tile.start : tile.stop] = part
             sums.append(log_sum)
         ctx.save_for_backward(query, key, value, out, *sums)
         ctx.window = window
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         query, key, value, out, *sums = ctx.saved_tensors
         index = ctx.window.index
@@ -140,9 +146,9 @@ class _Blocks(torch.autograd.Function):
         grad_query, *grads = (
             torch.zeros(x.transpose(1, 2).shape, dtype=x.dtype).transpose(1, 2) for x in (query, key, value)
         )
-        for block, log_sum in zip(ctx.window.blocks, sums, strict=True):
-            keys, values = (_beside(x, block, more) for x, more in zip((key, value), extra, strict=True))
-            rows = slice(block.start, block.stop)
+        for tile, log_sum in zip(ctx.window.tiles, sums, strict=True):
+            keys, values = (_beside(x, tile, more) for x, more in zip((key, value), extra, strict=True))
+            rows = slice(tile.start, tile.stop)
             grad_query[:, :, rows], *parts = _backward(
                 grad[:, :, rows],
                 query[:, :, rows],
@@ -152,11 +158,11 @@ class _Blocks(torch.autograd.Function):
                 log_sum,
                 0.0,
                 False,
-                attn_mask=block.bias.to(query.dtype),
+                attn_mask=tile.bias.to(query.dtype),
             )
-            near = block.high - block.low
+            near = tile.high - tile.low
             for total, part in zip(grads, parts, strict=True):
-                total[:, :, block.low : block.high] += part[:, :, :near]
+                total[:, :, tile.low : tile.high] += part[:, :, :near]
                 total.index_add_(2, index, part[:, :, near:])
         return grad_query, *grads, None
 
@@ -166,6 +172,6 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.transpose(1, 2)[:, index]
 
 
-def _beside(x: Tensor, block: Block, extra: Tensor) -> Tensor:
-    """A block's window of x and the global tokens' rows behind it, (B, heads, keys, d)."""
-    return torch.cat([x[:, :, block.low : block.high].transpose(1, 2), extra], dim=1).transpose(1, 2)
+def _beside(x: Tensor, tile: Tile, extra: Tensor) -> Tensor:
+    """A tile's window of x and the global tokens' rows behind it, (B, heads, keys, d)."""
+    return torch.cat([x[:, :, tile.low : tile.high].transpose(1, 2), extra], dim=1).transpose(1, 2)

@@ -3,8 +3,9 @@
     y_t = (sum_i e^{-(|t-i|-1) w + k_i} v_i + e^{u + k_t} v_t) / (the same sum without v)
 
 with i != t in the bidirectional form and i < t in the causal one. `wkv_reference` is the double sum in plain tensors.
-`wkv` runs a compiled kernel on the CPU, linear in T: one state walks forward, one backward, each a pair of sums with
-the running maximum of its exponents taken out, so that no exponent overflows whatever the sign of w.
+`wkv` runs a compiled kernel on the CPU and a Triton kernel on CUDA, linear in T: one state walks forward, one backward,
+each a pair of sums with the running maximum of its exponents taken out, so that no exponent overflows whatever the sign
+of w. (flash-linear-attention and the `rwkv` package have the causal average only.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def wkv(w, u, k, v, causal: bool = False):
     Returns:
         (batch, T, channels).
     """
-    if compiled(w, u, k, v):
+    if compiled(w, u, k, v) or (k.is_cuda and k.dtype == torch.float32):
         return _wkv(w, u, k, v, causal)[0]
     return wkv_reference(w, u, k, v, causal)
 
@@ -86,6 +87,20 @@ def _(grad, w, u, k, v, y, log_sum, causal):
     return w.new_empty(w.shape), u.new_empty(u.shape), k.new_empty(k.shape), k.new_empty(k.shape)
 
 
+@_wkv.register_kernel("cuda")
+def _(w, u, k, v, causal):
+    from backbones.ops import wkv_triton
+
+    return wkv_triton.forward(*(t.contiguous() for t in (w, u, k, v)), causal)
+
+
+@_wkv_backward.register_kernel("cuda")
+def _(grad, w, u, k, v, y, log_sum, causal):
+    from backbones.ops import wkv_triton
+
+    return wkv_triton.backward(*(t.contiguous() for t in (grad, w, u, k, v, y, log_sum)), causal)
+
+
 def _save(ctx, inputs, output):
     *tensors, ctx.causal = inputs
     ctx.save_for_backward(*tensors, *output)
@@ -129,15 +144,15 @@ def _forward(w, u, k, v, causal, y, log_sum):
             state[2] = LOWEST
         mean, total = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
         for t in range(tokens):
-            behind = ahead[t]
+            after = ahead[t]
             for c in range(width):
                 key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
             for c in range(CHANNELS):
                 own = bonus[c] + key[c]
-                most = max(max(state[2, c], behind[2, c]), own)
-                past, future, itself = exp(state[2, c] - most), exp(behind[2, c] - most), exp(own - most)
-                below = past * state[1, c] + future * behind[1, c] + itself
-                mean[c] = (past * state[0, c] + future * behind[0, c] + itself * value[c]) / below
+                most = max(max(state[2, c], after[2, c]), own)
+                past, future, itself = exp(state[2, c] - most), exp(after[2, c] - most), exp(own - most)
+                below = past * state[1, c] + future * after[1, c] + itself
+                mean[c] = (past * state[0, c] + future * after[0, c] + itself * value[c]) / below
                 total[c] = most + log(below)
             for c in range(CHANNELS):
                 kept = state[2, c] - decay[c]
