@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from backbones.encoder import ListLayout, SequenceEncoder
 from backbones.query_attention import QueryAttention
@@ -244,14 +245,15 @@ def autocast(make) -> None:
 
 
 class _Allocated(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operator makes."""
+    """Adds up the bytes of every tensor that an operator makes; a view or a tensor changed in place is none."""
 
     total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
-        for value in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(value, Tensor):
+        had = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in had:
                 self.total += value.untyped_storage().nbytes()
         return output
 

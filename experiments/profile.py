@@ -3,8 +3,8 @@
 Parameters, FLOPs, latency, throughput and memory of a re-ranker, on random descriptors in the landmark layout: a query
 and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens.
 
-  --against transformers   the encoder beside the same computation of another package, with the same weights, in turn (RWKV:
-                           as much work, not the same result: their average looks one way);
+  --against transformers   the encoder beside the same computation of another package, with the same weights, in turn
+                           (RWKV: as much work, not the same result, since their average looks one way);
                            limit_s is the time of the encoder's matrix products alone
   --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture
 """
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
     parser.add_argument("--batch", type=_count, default=1, help="lists a pass")
     parser.add_argument("--passes", type=_count, default=10, help="measured passes")
-    parser.add_argument("--warm-up", type=_count, default=10, help="passes before them")
+    parser.add_argument("--warm-up", type=int, default=10, help="passes before them")
     parser.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
     parser.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths")
     parser.add_argument("--json", action="store_true", help="the result as one JSON value in the last line")

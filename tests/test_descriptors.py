@@ -9,6 +9,7 @@ from small import write_glyphs
 
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor, extract, store
+from locore.descriptors.fold import fold_batch_norms
 from locore.files import cache_folder
 
 QUICK = Extractor(image_size=32, local_stage=3, grid=2, batch=4)
@@ -45,10 +46,34 @@ def test_a_grid_of_unit_descriptors_with_their_places(images):
 def test_global_descriptors_are_the_pooled_map_of_the_bundled_weights(images):
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     extract._load(network, QUICK._weights_file)
-    batch = torch.stack([QUICK._input(images.image(i)) for i in range(3)])
+    batch = QUICK._input([images.image(i) for i in range(3)])
     with torch.no_grad():
         expected = torch.nn.functional.normalize(network(batch), dim=-1)
     torch.testing.assert_close(QUICK.extract(images).global_[:3].float(), expected, atol=2e-3, rtol=0)
+
+
+def test_folding_changes_nothing_and_leaves_alone_what_it_cannot_fold():
+    example = torch.randn(2, 3, 32, 32)
+    network = timm.create_model("resnet18", num_classes=0).eval()
+    folded = fold_batch_norms(network, example)
+    kinds = [type(module).__name__ for module in folded.modules()]
+    assert folded is not network and "BatchNorm2d" not in kinds
+    torch.testing.assert_close(folded(example), network(example), atol=1e-4, rtol=1e-4)
+
+    class Twice(torch.nn.Module):
+        """Reads a convolution both before and behind its norm."""
+
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            self.norm.running_mean.fill_(1)
+
+        def forward(self, x):
+            x = self.convolution(x)
+            return x + self.norm(x)
+
+    twice = Twice().eval()
+    assert fold_batch_norms(twice, example) is twice
 
 
 def test_the_strongest_cells_come_first(images):

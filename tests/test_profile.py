@@ -21,7 +21,7 @@ def test_flops_of_a_longformer_layer_are_those_counted_by_hand():
     with torch.no_grad():
         counted = flops(lambda: encoder(tokens, layout, mask))
     linear = 2 * T * width * (6 * width + 2 * inner) + 2 * G * width * width  # q, k, v, two global ones and the output
-    size = 32  # queries a block
+    size = G  # queries a tile
     seen = sum(min(start + size, T) - start for start in range(0, T, size) for _ in range(G)) + sum(
         (min(start + size, T) - start) * (min(start + size + reach, T) - max(start - reach, 0))
         for start in range(0, T, size)

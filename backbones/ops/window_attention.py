@@ -66,12 +66,14 @@ def _tiles(real: Tensor, global_: Tensor, reach: int, index: Tensor):
     tokens = len(global_)
     if key_mask(real) is None:
         real = real[:1]  # one bias for the whole batch
-    size = min(max(reach, 32), QUERIES)
-    position = torch.arange(tokens)
+    # As many queries as what every tile copies anew, its neighbours and the global tokens.
+    size = min(max(reach, len(index), 32), QUERIES)
+    # Query i of a tile and key j of its window, which begins `reach` before it: the same for every tile.
+    band = (torch.arange(size)[:, None] + reach - torch.arange(size + 2 * reach)).abs() <= reach
     for start in range(0, tokens, size):
         stop = min(start + size, tokens)
         low, high = max(start - reach, 0), min(stop + reach, tokens)
-        near = (position[start:stop, None] - position[low:high]).abs() <= reach
+        near = band[: stop - start, low - start + reach : high - start + reach]
         near = near & (real & ~global_)[:, None, low:high]  # a global token inside the window counts once
         seen = torch.cat([near, real[:, None, index].expand(-1, stop - start, -1)], dim=2)
         yield Tile(start, stop, low, high, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None])
