@@ -204,12 +204,14 @@ def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tu
 
 
 def _commit() -> str:
-    """The checkout's commit, with a plus where files differ from it; "none" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The checkout's commit, with a plus where files differ from it (results apart); "none" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!results"], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return "none"
+    return name.stdout.strip() + "+" * changed.returncode
 
 
 def table(metrics: dict) -> str:
