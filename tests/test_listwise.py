@@ -97,6 +97,6 @@ def test_wrong_settings_name_the_nearest():
         reranker(score="meen")
     with pytest.raises(ValueError, match="has no setting 'widht'; did you mean 'width'"):
         ListwiseReranker("mamba", 12, 20, settings={"widht": 3})
-    with pytest.raises(ValueError, match="longer than the 10 learned positions"):
+    with pytest.raises(ValueError, match="needs 30 positions where 10 are learned"):
         ListwiseReranker("mamba", 12, 20, max_positions=10).rerank(random_shortlist(1, 4, 4, 12, 20))
     assert suggest("x", ["abc"]) == ". Known: abc."
