@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import random_shortlist
 
+import backbones
 from backbones.registry import suggest
 from locore import checkpoints
 from locore.reranking import ListwiseReranker, Shortlist
@@ -80,6 +81,16 @@ def test_saved_and_loaded_it_scores_the_same(tmp_path):
     model, shortlist = reranker("mamba"), random_shortlist(2, K, L, 12, 20)
     checkpoints.save(model, tmp_path / "model.safetensors")
     torch.testing.assert_close(checkpoints.load(tmp_path).rerank(shortlist).scores, model.rerank(shortlist).scores)
+
+
+@pytest.mark.parametrize("encoder", backbones.available())
+def test_in_bfloat16_it_scores_nearly_the_same(tmp_path, encoder):
+    checkpoints.save(reranker(encoder), tmp_path / "model.safetensors")
+    exact, half = checkpoints.load(tmp_path), checkpoints.load(tmp_path, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    shortlist = random_shortlist(2, K, L, 12, 20)
+    difference = half.rerank(shortlist).scores - exact.rerank(shortlist).scores
+    assert difference.abs().max() < 0.05
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nonsense" * 100])

@@ -124,7 +124,8 @@ class ListEmbedding(nn.Module):
 
         def both(field: str) -> Tensor:
             query, candidates = getattr(shortlist.query, field), getattr(shortlist.candidates, field)
-            return torch.cat([query[:, None], candidates], dim=1)
+            joined = torch.cat([query[:, None], candidates], dim=1)
+            return joined.to(self.sep.dtype) if joined.is_floating_point() else joined
 
         parts = [self.local(both("local")) + self.scale(both("scale"))]
         real = both("mask")
