@@ -217,13 +217,13 @@ def _commit() -> str:
 def table(metrics: dict) -> str:
     """The result as text: a row a method, then what re-ranking changed."""
     names = list(metrics["global"])
-    lines = ["            " + "".join(f"{n:>14}" for n in names)]
+    lines = ["            " + "".join(f"{n:>16}" for n in names)]
     for method in ("global", "reranked", "ensemble", "oracle"):
-        lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>14.1f}" for n in names))
+        lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>16.1f}" for n in names))
     for method, key in (("reranked", "difference"), ("ensemble", "difference_ensemble")):
         gains = (f"{metrics[method][n] - metrics['global'][n]:+.1f}" for n in names)
-        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>14}" for gain in gains))
+        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
         bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics[key][n] for n in names))
-        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>14}" for interval in bounds))
+        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
     lines.append(f"shortlist recall {metrics['shortlist_recall']:.1f}; unchanged by re-ranking: {metrics['unchanged']}")
     return "\n".join(lines)
