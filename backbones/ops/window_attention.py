@@ -40,7 +40,8 @@ class Window:
 
     Attributes:
         real: (B, T) bool, tokens that may be attended to. global_: (T,) bool, tokens that everything attends to.
-        reach: one-sided window. index: (G,) places of the global tokens.
+        reach: one-sided window. index: (G,) places of the global tokens. keys: `real` as an attention mask, None where
+            all are.
         tiles: of queries, for the CPU. block_mask: for FlexAttention, elsewhere None.
     """
 
@@ -55,17 +56,16 @@ class Window:
     @classmethod
     def of(cls, real: Tensor, global_: Tensor, reach: int) -> Window:
         """Plan the attention of tokens `real` (B, T) with global tokens `global_` (T,)."""
-        index = global_.nonzero().flatten()
+        index, keys = global_.nonzero().flatten(), key_mask(real)
         on_cpu = real.device.type == "cpu"
-        tiles = list(_tiles(real, global_, reach, index)) if on_cpu else []
+        # Where all tokens are real, one bias serves the whole batch.
+        tiles = list(_tiles(real[:1] if keys is None else real, global_, reach, index)) if on_cpu else []
         block_mask = _compiled(_block_mask)(real, global_, reach) if real.is_cuda else None
-        return cls(real, global_, reach, index, key_mask(real), tiles, block_mask)
+        return cls(real, global_, reach, index, keys, tiles, block_mask)
 
 
 def _tiles(real: Tensor, global_: Tensor, reach: int, index: Tensor):
     tokens = len(global_)
-    if key_mask(real) is None:
-        real = real[:1]  # one bias for the whole batch
     # As many queries as what every tile copies anew, its neighbours and the global tokens.
     size = min(max(reach, len(index), 32), QUERIES)
     # Query i of a tile and key j of its window, which begins `reach` before it: the same for every tile.
