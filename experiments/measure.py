@@ -80,9 +80,9 @@ class Side:
 def main() -> int:
     """The child: reads its specification from the command line and passes from stdin."""
     spec = json.loads(sys.argv[1])
-    if spec["allocator"]:
-        from locore.allocator import keep_freed_memory
+    from locore.allocator import give_back_freed_memory, keep_freed_memory
 
+    if spec["allocator"]:
         keep_freed_memory()
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not mix with the answers
 
@@ -93,10 +93,11 @@ def main() -> int:
         import torch
 
         with torch.set_grad_enabled(spec["backward"]):
-            if spec["side"] in ("ours", "reranker"):
+            if spec["side"] in ("ours", "encoder", "reranker"):
                 load_kernels, *_ = _work({**spec, "layout": (3, 3)})  # so that no pass pays for them
                 load_kernels()
             run, about, finish = _work(spec)
+            give_back_freed_memory()  # what importing has freed must not hide what a pass takes
             _reset_peak()
             before = _memory("VmRSS")
             say(**about)
@@ -133,8 +134,11 @@ def _work(spec: dict):
     tokens = torch.randn(spec["batch"], layout.tokens, encoder.hidden_size, device=device)
     tokens.requires_grad_(spec["backward"])
     _, name = peers.part(encoder)
-    run = peers.ours(encoder, layout)
-    if spec["side"] not in ("ours", "products"):
+    if spec["side"] == "encoder":
+        run = peers.whole(encoder, layout)
+    elif spec["side"] in ("ours", "products"):
+        run = peers.ours(encoder, layout)
+    else:
         run = peers.peer(spec["side"], encoder, layout)
     last: list[torch.Tensor] = []
 
@@ -160,25 +164,13 @@ def _reranker(spec: dict, layout):
     """The whole re-ranker on random descriptors, in inference."""
     import torch
 
-    from locore.descriptors import Descriptors
     from locore.reranking import ListwiseReranker, Shortlist
 
     model = ListwiseReranker(**spec["model"])
     locals_ = layout.block - 1 - model.embedding.global_token
-
-    def describe(*lead: int) -> Descriptors:
-        return Descriptors(
-            global_=torch.nn.functional.normalize(torch.randn(*lead, spec["model"]["global_dim"]), dim=-1),
-            local=torch.nn.functional.normalize(torch.randn(*lead, locals_, spec["model"]["local_dim"]), dim=-1),
-            position=torch.rand(*lead, locals_, 2),
-            scale=torch.zeros(*lead, locals_, dtype=torch.long),
-            mask=torch.ones(*lead, locals_, dtype=torch.bool),
-            weight=torch.ones(*lead, locals_),
-        )
-
+    dims = spec["model"]["local_dim"], spec["model"]["global_dim"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    query, candidates = describe(spec["batch"]).to(device), describe(spec["batch"], layout.images - 1).to(device)
-    shortlist = Shortlist(torch.zeros(spec["batch"], layout.images - 1, device=device), query, candidates)
+    shortlist = Shortlist.random(spec["batch"], layout.images - 1, locals_, *dims, device)
     model = model.to(device).eval()
 
     def run():

@@ -30,11 +30,14 @@ def part(encoder: SequenceEncoder) -> tuple[nn.Module, str]:
 
 
 def ours(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """One pass of ours over whole lists."""
+    """One pass of `part` over whole lists."""
     module, _ = part(encoder)
-    if module is encoder:
-        return lambda tokens: encoder(tokens, layout, torch.ones(tokens.shape[:2], dtype=torch.bool))
-    return lambda tokens: module(tokens, layout, None)
+    return whole(encoder, layout) if module is encoder else lambda tokens: module(tokens, layout, None)
+
+
+def whole(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
+    """One pass of all of the encoder over whole lists."""
+    return lambda tokens: encoder(tokens, layout, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
 def peer(package: str, encoder: SequenceEncoder, layout: ListLayout) -> Pass:

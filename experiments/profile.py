@@ -6,7 +6,8 @@ and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens
   --against transformers   the encoder beside the same computation of another package, with the same weights, in turn
                            (RWKV: as much work, not the same result, since their average looks one way);
                            limit_s is the time of the encoder's matrix products alone
-  --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture
+  --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture;
+                           --backbones longformer mamba … draws several in one
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from backbones.registry import backbones
 from experiments.command import guarded
 from experiments.measure import Side
 from locore.progress import track
@@ -48,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--passes", type=_count, default=10, help="measured passes")
     parser.add_argument("--warm-up", type=int, default=10, help="passes before them")
     parser.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
     parser.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths")
     parser.add_argument("--json", action="store_true", help="the result as one JSON value in the last line")
     options = parser.parse_args(arguments)
@@ -154,32 +158,40 @@ def _against(spec: dict, options: argparse.Namespace) -> dict:
 
 
 def _lengths(spec: dict, options: argparse.Namespace) -> dict:
-    """Time and memory of the encoder against T: with a fixed block and ever more images, and the other way round."""
+    """Time and memory of whole encoders against T: with a fixed block and ever more images, and the other way round."""
     if len(set(options.lengths)) < 2:
         raise ValueError("--lengths needs two lengths or more to fit an exponent.")
-    result: dict[str, Any] = {"case": f"{spec['backbone']} {spec['size']}"}
-    ways = {
+    from experiments.configuration import SETTINGS
+    from locore.report import pictures
+
+    chosen = {spec["backbone"]: spec["settings"]}
+    if options.backbones:
+        for name in options.backbones:
+            backbones.check(name, spec["size"])
+        chosen = {name: SETTINGS[name]() for name in options.backbones}
+    ways: dict[str, Callable[[int], tuple[int, int]]] = {
         "more images": lambda tokens: (LANDMARKS[0], max(round(tokens / LANDMARKS[0]), 2)),
         "longer blocks": lambda tokens: (max(round(tokens / IMAGES), 2), IMAGES),
     }
-    for way, layout in ways.items():
-        points = []
-        for tokens in sorted(set(options.lengths)):
-            with Side(**{**spec, "layout": layout(tokens)}, side="ours") as side:
-                _in_turn([side], options)
-                points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
-        lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-        result[way] = {
-            "tokens": lengths.astype(int).tolist(),
-            "seconds": [round(s, 4) for s in seconds],
-            "mb": mb.astype(int).tolist(),
-            "time_exponent": _exponent(lengths, seconds),
-            "memory_exponent": _exponent(lengths, np.maximum(mb, 1)),
-        }
-    from locore.report import pictures
-
-    pictures.lengths(options.picture, {way: result[way] for way in ways}, result["case"])
-    return result
+    result: dict[str, Any] = {way: {} for way in ways}
+    for backbone, settings in chosen.items():
+        for way, layout in ways.items():
+            points = []
+            for tokens in sorted(set(options.lengths)):
+                each = {**spec, "backbone": backbone, "settings": settings, "layout": layout(tokens)}
+                with Side(**each, side="encoder") as side:
+                    _in_turn([side], options)
+                    points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
+            lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+            result[way][backbone] = {
+                "tokens": lengths.astype(int).tolist(),
+                "seconds": [round(s, 4) for s in seconds],
+                "mb": mb.astype(int).tolist(),
+                "time_exponent": _exponent(lengths, seconds),
+                "memory_exponent": _exponent(lengths, np.maximum(mb, 1)),
+            }
+    pictures.lengths(options.picture, result)
+    return {"case": f"{spec['size']}, {'forward and backward' if options.backward else 'forward'}", **result}
 
 
 def _exponent(lengths: np.ndarray, values: np.ndarray) -> float:

@@ -3,12 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from locore.datasets import benchmarks
-from locore.descriptors import Descriptors
-from locore.reranking import Shortlist
 
 QUICK = [
     "Extractor.image_size = 32",
@@ -35,20 +31,3 @@ def write_glyphs(root: Path, classes: int = 24, images: int = 6) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             glyphs.image(int(index)).save(path)
     return root
-
-
-def random_shortlist(batch: int, candidates: int, locals_: int, local_dim: int, global_dim: int) -> Shortlist:
-    """A shortlist of random unit descriptors, to try a re-ranker on."""
-
-    def descriptors(*lead: int) -> Descriptors:
-        return Descriptors(
-            global_=F.normalize(torch.randn(*lead, global_dim), dim=-1),
-            local=F.normalize(torch.randn(*lead, locals_, local_dim), dim=-1),
-            position=torch.rand(*lead, locals_, 2),
-            scale=torch.zeros(*lead, locals_, dtype=torch.long),
-            mask=torch.ones(*lead, locals_, dtype=torch.bool),
-            weight=torch.ones(*lead, locals_),
-        )
-
-    query, listed = descriptors(batch), descriptors(batch, candidates)
-    return Shortlist(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small import random_shortlist
 
 import backbones
 from backbones.registry import suggest
@@ -24,7 +23,7 @@ def reorder(shortlist: Shortlist, order: torch.Tensor) -> Shortlist:
 
 @pytest.mark.parametrize("encoder", ["pairwise", "transformer", "query_attention"])
 def test_without_positions_the_order_of_candidates_makes_no_difference(encoder):
-    model, shortlist, order = reranker(encoder, positions="none"), random_shortlist(2, K, L, 12, 20), torch.randperm(K)
+    model, shortlist, order = reranker(encoder, positions="none"), Shortlist.random(2, K, L, 12, 20), torch.randperm(K)
     scores = model.rerank(shortlist).scores
     torch.testing.assert_close(model.rerank(reorder(shortlist, order)).scores, scores[:, order], atol=1e-5, rtol=0)
 
@@ -33,7 +32,7 @@ def test_without_positions_the_order_of_candidates_makes_no_difference(encoder):
 def test_a_shorter_list_in_a_batch_scores_as_it_does_alone(encoder):
     torch.manual_seed(0)
     model = ListwiseReranker(encoder, 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2}).eval()
-    full = random_shortlist(2, K, L, 12, 20)
+    full = Shortlist.random(2, K, L, 12, 20)
     present = torch.arange(K) < torch.tensor([[K], [K - 2]])
     together = model.rerank(Shortlist(full.similarities, full.query, full.candidates, present))
     assert together.scores[1, -2:].isinf().all() and set(together.order[1, -2:].tolist()) == {K - 2, K - 1}
@@ -69,7 +68,7 @@ def test_the_loss_leaves_the_query_out_and_counts_sep():
 def test_whitening_makes_the_training_tokens_white():
     torch.manual_seed(0)
     model = ListwiseReranker("pairwise", 12, 20, settings={"width": 32, "depth": 1, "heads": 2})
-    descriptors = random_shortlist(400, 4, L, 12, 20).candidates
+    descriptors = Shortlist.random(400, 4, L, 12, 20).candidates
     model.embedding.whiten(descriptors)
     tokens = model.embedding.local(descriptors.local).flatten(0, -2)
     spectrum = torch.linalg.eigvalsh(tokens.T.cov()).flip(0)[:12]
@@ -78,7 +77,7 @@ def test_whitening_makes_the_training_tokens_white():
 
 
 def test_saved_and_loaded_it_scores_the_same(tmp_path):
-    model, shortlist = reranker("mamba"), random_shortlist(2, K, L, 12, 20)
+    model, shortlist = reranker("mamba"), Shortlist.random(2, K, L, 12, 20)
     checkpoints.save(model, tmp_path / "model.safetensors")
     torch.testing.assert_close(checkpoints.load(tmp_path).rerank(shortlist).scores, model.rerank(shortlist).scores)
 
@@ -88,7 +87,7 @@ def test_in_bfloat16_it_scores_nearly_the_same(tmp_path, encoder):
     checkpoints.save(reranker(encoder), tmp_path / "model.safetensors")
     exact, half = checkpoints.load(tmp_path), checkpoints.load(tmp_path, torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    shortlist = random_shortlist(2, K, L, 12, 20)
+    shortlist = Shortlist.random(2, K, L, 12, 20)
     difference = half.rerank(shortlist).scores - exact.rerank(shortlist).scores
     assert difference.abs().max() < 0.05
 
@@ -109,5 +108,5 @@ def test_wrong_settings_name_the_nearest():
     with pytest.raises(ValueError, match="has no setting 'widht'; did you mean 'width'"):
         ListwiseReranker("mamba", 12, 20, settings={"widht": 3})
     with pytest.raises(ValueError, match="needs 30 positions where 10 are learned"):
-        ListwiseReranker("mamba", 12, 20, max_positions=10).rerank(random_shortlist(1, 4, 4, 12, 20))
+        ListwiseReranker("mamba", 12, 20, max_positions=10).rerank(Shortlist.random(1, 4, 4, 12, 20))
     assert suggest("x", ["abc"]) == ". Known: abc."

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,13 +68,27 @@ def test_a_comparison_says_all_that_it_measured(capsys):
 
 
 def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
-    gin = ["--gin", "gin/query_attention.gin", "--set", "query_attention.depth = 1"]
+    gin = ["--gin", "gin/query_attention.gin", "--set", "query_attention.depth = 1", "--set", "pairwise.depth = 1"]
     picture = tmp_path / "lengths.png"
-    assert main([*gin, "--lengths", "200", "800", "--picture", str(picture), *SMALL]) == 0
+    lengths = ["--lengths", "200", "800", "--backbones", "query_attention", "pairwise", "--picture", str(picture)]
+    assert main([*gin, *lengths, *SMALL]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["more images"]["tokens"] == [200, 800] and len(result["longer blocks"]["seconds"]) == 2
+    for name in ("query_attention", "pairwise"):
+        assert result["more images"][name]["tokens"] == [200, 800]
+        assert len(result["longer blocks"][name]["seconds"]) == 2
     assert picture.stat().st_size > 1000
     assert _exponent([10, 20, 40], [3, 12, 48]) == 2
+
+
+def test_memory_is_what_a_pass_holds(capsys, tmp_path):
+    """A few tensors as long as the list, and nothing of what the model or the imports take."""
+    gin = ["--gin", "gin/query_attention.gin", "--set", "query_attention.depth = 1"]
+    lengths = ["--lengths", "10000", "40000", "--picture", str(tmp_path / "lengths.png")]
+    assert main([*gin, *lengths, *SMALL]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for points in (result[way]["query_attention"] for way in ("more images", "longer blocks")):
+        tensor = np.array(points["tokens"]) * 192 * 4 / 2**20
+        assert (points["mb"] > 2 * tensor).all() and (points["mb"] < 20 * tensor).all()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +97,7 @@ def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
         (["--against", "tranformers"], "did you mean 'transformers'"),
         (["--against", "mambapy"], "has no longformer"),
         (["--lengths", "300"], "two lengths or more"),
+        (["--lengths", "300", "600", "--backbones", "manba"], "did you mean 'mamba'"),
         (["--backward"], "--backward goes with"),
     ],
 )

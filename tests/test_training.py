@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import random_shortlist
 
-from locore.reranking import ListwiseReranker
+from locore.reranking import ListwiseReranker, Shortlist
 from locore.training import Lists, Training
 
 TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
@@ -15,7 +14,7 @@ TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
 
 def lists(images=30, candidates=5) -> Lists:
     torch.manual_seed(0)
-    descriptors = random_shortlist(images, 1, 4, 12, 20).query
+    descriptors = Shortlist.random(images, 1, 4, 12, 20).query
     random = np.random.default_rng(0)
     others = np.stack([random.permutation(np.delete(np.arange(images), i))[:candidates] for i in range(images)])
     return Lists(descriptors, others, np.arange(images) // 3)

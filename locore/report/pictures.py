@@ -80,15 +80,22 @@ def training(path: Path, history: dict) -> None:
     save(figure, path)
 
 
-def lengths(path: Path, ways: dict[str, dict], title: str) -> None:
-    """Time and memory against the number of tokens, on logarithmic axes; a line a way of growing."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, field, exponent, label in zip(
-        axes, ("seconds", "mb"), ("time_exponent", "memory_exponent"), ("seconds", "memory, MB"), strict=True
-    ):
-        for way, measured in ways.items():
-            axis.plot(measured["tokens"], measured[field], marker="o", label=f"{way}: T^{measured[exponent]:.2f}")
-        axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel=label, title=title)
-        axis.grid(alpha=0.3, which="both")
-        axis.legend()
+def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
+    """Time and memory against the number of tokens, on logarithmic axes.
+
+    Args:
+        measured: way of growing (a row) -> backbone (a line) -> its points and exponents.
+    """
+    figure, axes = plt.subplots(
+        len(measured), 2, figsize=(10, 3.8 * len(measured)), layout="constrained", squeeze=False
+    )
+    for (way, backbones), row in zip(measured.items(), axes, strict=True):
+        for axis, field, exponent, label in zip(
+            row, ("seconds", "mb"), ("time_exponent", "memory_exponent"), ("seconds", "memory, MB"), strict=True
+        ):
+            for backbone, points in backbones.items():
+                axis.plot(points["tokens"], points[field], marker="o", label=f"{backbone}: T^{points[exponent]:.2f}")
+            axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel=label, title=way)
+            axis.grid(alpha=0.3, which="both")
+            axis.legend()
     save(figure, path)

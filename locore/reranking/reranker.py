@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
 
@@ -39,6 +40,31 @@ class Shortlist:
         """Read a batch from descriptor tables: rows (B,) of the queries, candidates (B, K) of the gallery."""
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
         return cls(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)
+
+    @classmethod
+    def random(
+        cls,
+        batch: int,
+        candidates: int,
+        locals_: int,
+        local_dim: int,
+        global_dim: int,
+        device: torch.device | str = "cpu",
+    ) -> Shortlist:
+        """Random unit descriptors, all locals real: to try a re-ranker on, or to time it."""
+
+        def descriptors(*lead: int) -> Descriptors:
+            return Descriptors(
+                global_=F.normalize(torch.randn(*lead, global_dim), dim=-1),
+                local=F.normalize(torch.randn(*lead, locals_, local_dim), dim=-1),
+                position=torch.rand(*lead, locals_, 2),
+                scale=torch.zeros(*lead, locals_, dtype=torch.long),
+                mask=torch.ones(*lead, locals_, dtype=torch.bool),
+                weight=torch.ones(*lead, locals_),
+            )
+
+        everyone = torch.arange(batch * candidates).view(batch, candidates)
+        return cls.gather(descriptors(batch), torch.arange(batch), descriptors(batch * candidates), everyone, device)
 
 
 @dataclass(frozen=True)
