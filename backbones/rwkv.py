@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import full_precision, zero_masked
+from backbones.blocks import full_precision, in_slices, zero_masked
 from backbones.encoder import ListLayout
 from backbones.ops.wkv import LOWEST, wkv
 from backbones.query_attention import InterleavedEncoder
@@ -58,7 +58,10 @@ class ChannelMix(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x if mask is None else zero_masked(x, mask)
-        shifted = neighbours(x)
+        return in_slices(self._mixed, x, neighbours(x))
+
+    def _mixed(self, x: Tensor, shifted: Tensor) -> Tensor:
+        """What each token does by itself once it knows its neighbours."""
         inner = torch.relu(self.key(torch.lerp(shifted, x, self.mix_key))).square()
         return torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance))) * self.value(inner)
 

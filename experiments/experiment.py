@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from backbones import ListLayout
+from backbones.registry import suggest
 from experiments.configuration import SETTINGS, extractor, parse, training
 from locore import checkpoints, files
 from locore.datasets import Relevance, benchmarks
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
-TOKENS = 16_384  # tokens at a time in evaluation, in whole lists: keeps memory the same for short and long ones
+VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
+WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PICTURED = 8  # queries in lists.png
 
 
@@ -45,6 +47,7 @@ class Experiment:
         benchmark, backbone, size: registered names. candidates: K.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whiten: start the projections as a whitening of the training descriptors.
+        weights: what the trained model is evaluated in, "float32" or "bfloat16".
     """
 
     benchmark: str = "glyphs"
@@ -56,10 +59,13 @@ class Experiment:
     global_token: bool = True
     dropout: float = 0.0
     whiten: bool = True
+    weights: str = "float32"
     extractor: Extractor = field(default_factory=extractor)
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"Unknown Experiment.weights '{self.weights}'{suggest(self.weights, WEIGHTS)}")
         benchmarks.entry(self.benchmark)
         self.benchmark_settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.benchmark_settings)
@@ -114,7 +120,7 @@ class Experiment:
             model.embedding.whiten(lists.descriptors)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-        lists_at_once = max(1, TOKENS // self.layout.tokens)
+        lists_at_once = max(1, VALUES // (self.layout.tokens * model.encoder.hidden_size))
 
         def validate(candidate: ListwiseReranker) -> dict[str, float]:
             reranked = validation.rerank(candidate, self.candidates, lists_at_once, device)
@@ -122,6 +128,8 @@ class Experiment:
 
         with stage("training"):
             state = self.training.fit(model.to(device), lists, validate, folder, seed)
+        checkpoints.save(model, folder / "model.safetensors")
+        model.to(WEIGHTS[self.weights])
         with stage("evaluation"):
             tuned = validation.rerank(model, self.candidates, lists_at_once, device)
             ensemble = Ensemble.fit(
@@ -134,7 +142,6 @@ class Experiment:
             pictures.lists(folder / "lists.png", searches[first], order, benchmark.queries, benchmark.gallery, PICTURED)
             pictures.training(folder / "training.png", state["history"])
         seconds["training"] = round(state["seconds"], 1)
-        checkpoints.save(model, folder / "model.safetensors")
         metrics = {
             "benchmark": benchmark.name,
             "backbone": self.backbone,

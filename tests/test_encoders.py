@@ -6,7 +6,7 @@ from transformers import LongformerConfig, LongformerModel, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 
-from backbones import ListLayout, create
+from backbones import ListLayout, available, create
 from backbones.mamba import Direction, mix
 from backbones.ops.wkv import wkv
 from locore.checkpoints import from_published
@@ -70,3 +70,17 @@ def test_causal_wkv_is_transformers_rwkv4():
     decay, bonus, key, value = torch.randn(8), torch.randn(8), torch.randn(2, 40, 8), torch.randn(2, 40, 8)
     expected, _ = rwkv_linear_attention_cpu(decay, bonus, key, value)
     torch.testing.assert_close(wkv(decay.exp(), bonus, key, value, causal=True), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", available())
+def test_recomputing_layers_gives_the_same_gradients(name):
+    torch.manual_seed(0)
+    layout, encoder = ListLayout(5, 6), create(name, width=24, depth=2, heads=2).train()
+    tokens, mask = torch.randn(2, layout.tokens, 24), torch.ones(2, layout.tokens, dtype=torch.bool)
+    mask[0, 7] = False
+    gradients = []
+    for encoder.gradient_checkpointing in (False, True):
+        encoder.zero_grad()
+        encoder(tokens, layout, mask).square().sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)

@@ -6,6 +6,7 @@ import torch
 from numba import prange
 from torch.nn.attention.flex_attention import flex_attention
 
+from backbones import ListLayout, create
 from backbones.ops import numerics
 from backbones.ops.causal_conv import causal_conv, causal_conv_reference
 from backbones.ops.selective_scan import SKIPPED, selective_scan, selective_scan_reference
@@ -121,6 +122,31 @@ def test_a_masked_key_reaches_no_other_token():
     before = wkv(w, u, k, v)
     v[:, 5:9] = 1e3
     torch.testing.assert_close(wkv(w, u, k, v), before, atol=1e-6, rtol=0)
+
+
+OPERATORS = {
+    "selective_scan": lambda: scan_inputs(torch.float32, 2),
+    "causal_conv": lambda: conv_inputs(torch.float32, 2),
+    "wkv": lambda: [*wkv_inputs(torch.float32), False],
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_keeps_what_torch_library_asks_of_it(name):
+    """Schema, fake implementation, autograd registration, and the same under AOT autograd with dynamic shapes."""
+    torch.library.opcheck(getattr(torch.ops.locore, name).default, OPERATORS[name](), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "longformer"])
+def test_a_compiled_encoder_computes_the_same(name):
+    """torch.compile traces through the operators; the backend needs no compiler."""
+    torch.manual_seed(0)
+    layout, encoder = ListLayout(5, 6), create(name, width=24, depth=1, heads=2)
+    tokens, mask = torch.randn(2, layout.tokens, 24), torch.ones(2, layout.tokens, dtype=torch.bool)
+    compiled = torch.compile(encoder, backend="aot_eager")
+    weights = list(encoder.parameters())
+    ours, expected = compiled(tokens, layout, mask), encoder(tokens, layout, mask)
+    same(ours, expected, weights, 1e-4)
 
 
 def window_inputs(dtype, tokens, reach, width=4):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import prange
+from numba.extending import register_jitable
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -94,22 +95,29 @@ def _taps(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return array(weight.flip(-1).transpose(1, 2)), array(bias)
 
 
+@register_jitable(inline="always")
+def _mix(x, weight, bias, b, d, t, inner):
+    """What goes into the SiLU of token t."""
+    _, tokens, channels = x.shape
+    inner[:] = bias[d]
+    for j in range(weight.shape[1]):
+        source = t + j if d else t - j
+        if 0 <= source < tokens:
+            for c in range(channels):
+                inner[c] += weight[d, j, c] * x[b, source, c]
+
+
 @kernel
 def _forward(x, weight, bias, y):
     batch, tokens, channels = x.shape
-    directions, taps, _ = weight.shape
+    directions = len(weight)
     chunks = (tokens + CHUNK - 1) // CHUNK
     for item in prange(batch * chunks):
         b, first = item // chunks, item % chunks * CHUNK
         inner = np.empty(channels, x.dtype)
         for d in range(directions):
             for t in range(first, min(first + CHUNK, tokens)):
-                inner[:] = bias[d]
-                for j in range(taps):
-                    source = t + j if d else t - j
-                    if 0 <= source < tokens:
-                        for c in range(channels):
-                            inner[c] += weight[d, j, c] * x[b, source, c]
+                _mix(x, weight, bias, b, d, t, inner)
                 for c in range(channels):
                     y[d, b, t, c] = inner[c] / (1 + exp(-inner[c]))
 
@@ -125,12 +133,7 @@ def _backward_inner(grad, x, weight, bias, inner_grad, sums):
         inner = np.empty(channels, x.dtype)
         for d in range(directions):
             for t in range(first, min(first + CHUNK, tokens)):
-                inner[:] = bias[d]
-                for j in range(taps):
-                    source = t + j if d else t - j
-                    if 0 <= source < tokens:
-                        for c in range(channels):
-                            inner[c] += weight[d, j, c] * x[b, source, c]
+                _mix(x, weight, bias, b, d, t, inner)
                 for c in range(channels):
                     gate = 1 / (1 + exp(-inner[c]))
                     g = grad[d, b, t, c] * gate * (1 + inner[c] * (1 - gate))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import prange
+from numba.extending import register_jitable
 
 from backbones.ops.numerics import CHANNELS, array, compiled, exp, kernel, log
 
@@ -113,6 +114,18 @@ def _gradient(ctx, grad, _):
 _wkv.register_autograd(_gradient, setup_context=_save)
 
 
+@register_jitable(inline="always")
+def _pass(state, decay, key, value):
+    """One token further: both sums decay and take the token in, their largest exponent taken out."""
+    for c in range(CHANNELS):
+        kept = state[2, c] - decay[c]
+        most = max(kept, key[c])
+        old, add = exp(kept - most), exp(key[c] - most)
+        state[0, c] = old * state[0, c] + add * value[c]
+        state[1, c] = old * state[1, c] + add
+        state[2, c] = most
+
+
 @kernel
 def _forward(w, u, k, v, causal, y, log_sum):
     batch, tokens, channels = k.shape
@@ -133,13 +146,7 @@ def _forward(w, u, k, v, causal, y, log_sum):
                 ahead[t] = state
                 for c in range(width):
                     key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
-                for c in range(CHANNELS):
-                    kept = state[2, c] - decay[c]
-                    most = max(kept, key[c])
-                    old, add = exp(kept - most), exp(key[c] - most)
-                    state[0, c] = old * state[0, c] + add * value[c]
-                    state[1, c] = old * state[1, c] + add
-                    state[2, c] = most
+                _pass(state, decay, key, value)
             state[:2] = 0
             state[2] = LOWEST
         mean, total = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
@@ -154,13 +161,7 @@ def _forward(w, u, k, v, causal, y, log_sum):
                 below = past * state[1, c] + future * after[1, c] + itself
                 mean[c] = (past * state[0, c] + future * after[0, c] + itself * value[c]) / below
                 total[c] = most + log(below)
-            for c in range(CHANNELS):
-                kept = state[2, c] - decay[c]
-                most = max(kept, key[c])
-                old, add = exp(kept - most), exp(key[c] - most)
-                state[0, c] = old * state[0, c] + add * value[c]
-                state[1, c] = old * state[1, c] + add
-                state[2, c] = most
+            _pass(state, decay, key, value)
             for c in range(width):
                 y[b, t, start + c], log_sum[b, t, start + c] = mean[c], total[c]
 
