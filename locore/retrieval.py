@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import faiss
 import numpy as np
 
 from locore.progress import track
 
-CHUNK = 1024  # queries at a time, so that a bar can show how far the search is
+QUERIES = 1024  # at a time, so that a bar can show how far the search is
+ROWS = 2**17  # of the gallery at a time in float32: what is larger is searched piece by piece
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,17 @@ class Neighbours:
         return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.junk[:, :depth])
 
 
+class Table(Protocol):
+    """Rows (N, D) that are read a slice at a time: an array, or what reads one from disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 def search(
     queries: np.ndarray,
-    gallery: np.ndarray,
+    gallery: Table,
     depth: int,
     self_index: np.ndarray | None = None,
     junk: list[np.ndarray] | None = None,
@@ -39,7 +49,7 @@ def search(
     """Exact neighbours by inner product, on a GPU where faiss has one.
 
     Args:
-        queries: (Q, D). gallery: (N, D). depth: neighbours a query.
+        queries: (Q, D). gallery: (N, D), of any precision. depth: neighbours a query.
         self_index: (Q,) each query's own place in the gallery, left out of its list.
         junk: for each query the gallery indices that are marked and moved behind its whole list.
 
@@ -51,20 +61,9 @@ def search(
         raise ValueError(
             f"A shortlist of {depth} is longer than the gallery of {most} images; lower the number of candidates."
         )
-    queries, gallery = (np.ascontiguousarray(x, dtype=np.float32) for x in (queries, gallery))
-    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
-        raise ValueError("A global descriptor is not finite; delete the descriptor file and extract again.")
-    index: faiss.Index = faiss.IndexFlatIP(gallery.shape[1])
-    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_all_gpus(index)
-    index.add(gallery)
     # Deep enough that the lists are full once the query itself is out and all its junk has moved behind.
     margin = (self_index is not None) + max((len(j) for j in junk or []), default=0)
-    found = [
-        index.search(queries[start : start + CHUNK], min(depth + margin, len(gallery)))
-        for start in track(range(0, len(queries), CHUNK), "searching")
-    ]
-    similarities, indices = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    similarities, indices = _nearest(_finite(queries), gallery, min(depth + margin, len(gallery)))
     marked = np.zeros(indices.shape, dtype=bool)
     if junk is not None:
         for row, ids in enumerate(junk):
@@ -74,3 +73,36 @@ def search(
         last[indices == self_index[:, None]] = 2
     order = np.argsort(last, axis=1, kind="stable")[:, :depth]
     return Neighbours(*(np.take_along_axis(x, order, axis=1) for x in (indices, similarities, marked)))
+
+
+def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and indices (Q, depth), best first."""
+    similarities = np.full((len(queries), depth), -np.inf, dtype=np.float32)
+    indices = np.full((len(queries), depth), -1, dtype=np.int64)
+    steps = [(row, query) for row in range(0, len(gallery), ROWS) for query in range(0, len(queries), QUERIES)]
+    for row, query in track(steps, "searching"):
+        if query == 0:
+            index = _index(_finite(gallery[row : row + ROWS]))
+        part = slice(query, query + QUERIES)
+        found, places = index.search(queries[part], min(depth, index.ntotal))
+        found = np.concatenate([similarities[part], found], axis=1)
+        places = np.concatenate([indices[part], places + row], axis=1)
+        best = np.argsort(-found, axis=1, kind="stable")[:, :depth]
+        similarities[part], indices[part] = (np.take_along_axis(x, best, axis=1) for x in (found, places))
+    return similarities, indices
+
+
+def _index(rows: np.ndarray) -> faiss.Index:
+    """An exact index, on a GPU where faiss has one."""
+    index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
+    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.add(rows)
+    return index
+
+
+def _finite(rows: np.ndarray) -> np.ndarray:
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise ValueError("A global descriptor is not finite; delete the descriptor file and extract again.")
+    return rows

@@ -1,0 +1,88 @@
+"""Retrieval metrics of embeddings that anyone made, with memory bounded whatever the size of the gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from locore.evaluation.metrics import all_metrics
+from locore.retrieval import search
+
+PLACES = 2**25  # places of rankings held at a time
+
+
+def evaluate_embeddings(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+    ks: Sequence[int] = (1, 10, 100, 1000),
+) -> dict[str, np.ndarray]:
+    """R@k, mAP@R and R-precision of each query that has a right image, ranked by cosine.
+
+    Args:
+        embeddings: (Q, D), of any precision; a memory map stays on disk.
+        labels: (Q,), of any type that compares.
+        gallery, gallery_labels: (N, D) and (N,); None = the queries themselves, each left out of its own list.
+
+    Raises:
+        ValueError: shapes do not fit, no query has a right image, or a k is larger than the gallery.
+    """
+    alone = gallery is None or gallery_labels is None
+    listed, listed_labels = (
+        (embeddings, labels) if gallery is None or gallery_labels is None else (gallery, gallery_labels)
+    )
+    for what, rows, names in (("query", embeddings, labels), ("gallery", listed, listed_labels)):
+        if not np.issubdtype(rows.dtype, np.number):
+            raise ValueError(f"The {what} embeddings are {rows.dtype}, not numbers.")
+        if rows.ndim != 2 or names.shape != (len(rows),):
+            raise ValueError(f"The {what} embeddings have shape {rows.shape}, their labels {names.shape}.")
+    if embeddings.shape[1] != listed.shape[1]:
+        raise ValueError(f"Queries are {embeddings.shape[1]} wide and the gallery {listed.shape[1]}.")
+    most = len(listed) - alone
+    if max(ks) > most:
+        raise ValueError(f"R@{max(ks)} needs more than the {most} images that a query is compared with.")
+    known, numbers = np.unique(listed_labels, return_inverse=True)
+    counts = np.bincount(numbers)
+    place = np.searchsorted(known, labels).clip(max=len(known) - 1)
+    right_images = np.where(known[place] == labels, counts[place] - alone, 0)
+    asked = np.flatnonzero(right_images > 0)
+    if not len(asked):
+        raise ValueError("No query has a right image in the gallery: no label is there twice.")
+    # Queries with as many right images go together, so that no list is deeper than its query needs.
+    asked = asked[np.argsort(right_images[asked], kind="stable")]
+    values: list[dict[str, np.ndarray]] = []
+    for rows in _blocks(asked, np.maximum(right_images[asked], max(ks))):
+        depth = int(max(right_images[rows].max(), *ks))
+        neighbours = search(_Unit(embeddings)[rows], _Unit(listed), depth, rows if alone else None)
+        right = numbers[neighbours.indices] == place[rows][:, None]
+        values.append(all_metrics(right, right_images[rows], ks))
+    order = np.argsort(asked)
+    return {name: np.concatenate([block[name] for block in values])[order] for name in values[0]}
+
+
+class _Unit:
+    """Rows of a table, L2-normalised in float32 as they are read."""
+
+    def __init__(self, table: np.ndarray):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        read = np.asarray(self.table[rows], dtype=np.float32)
+        if not np.isfinite(read).all():
+            raise ValueError("An embedding is not finite; find the rows with numpy.isfinite and mend them.")
+        return read / np.maximum(np.linalg.norm(read, axis=1, keepdims=True), 1e-12)
+
+
+def _blocks(rows: np.ndarray, depths: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows` in pieces whose rankings, each as deep as the last one's, have at most PLACES places; depths ascend."""
+    start = 0
+    while start < len(rows):
+        held = depths[start:] * np.arange(1, len(rows) - start + 1)
+        count = max(int(np.searchsorted(held, PLACES, side="right")), 1)
+        yield rows[start : start + count]
+        start += count
