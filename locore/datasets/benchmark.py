@@ -103,7 +103,14 @@ class Benchmark:
     ks: tuple[int, ...] = (1, 10, 100)
 
     @classmethod
-    def leave_one_out(cls, name: str, train: ImageSet, test: ImageSet, max_queries: int | None = None) -> Benchmark:
+    def leave_one_out(
+        cls,
+        name: str,
+        train: ImageSet,
+        test: ImageSet,
+        max_queries: int | None = None,
+        ks: tuple[int, ...] = (1, 10, 100),
+    ) -> Benchmark:
         """Every test image with a second of its class asks for the others, or a fixed draw of `max_queries` of them."""
         counts = np.unique(test.labels, return_inverse=True, return_counts=True)
         index = np.flatnonzero(counts[2][counts[1]] > 1)
@@ -119,6 +126,7 @@ class Benchmark:
             gallery=test,
             protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
             self_index=index,
+            ks=ks,
         )
 
 

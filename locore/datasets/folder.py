@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks, on_white
+from locore.datasets.benchmark import Benchmark, benchmarks
+from locore.datasets.images import FileImages
 
-# What Pillow and zipfile raise of damaged, hostile or encrypted images.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
-class FileImages(ImageSet):
-    """Image files below a folder or inside a zip."""
-
-    def __init__(self, root: Path, names: list[str], labels: np.ndarray, fingerprint: str):
-        self.root, self.names, self.labels, self.fingerprint = root, names, labels, fingerprint
-        self._zip: zipfile.ZipFile | None = None
-
-    def image(self, index: int) -> Image.Image:
-        name = self.names[index]
-        try:
-            with Image.open(self._open(name)) as image:
-                return on_white(image)
-        except UNREADABLE as error:
-            raise ValueError(
-                f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
-            ) from error
-
-    def _open(self, name: str):
-        if self.root.is_dir():
-            return self.root / name
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.root)
-        return io.BytesIO(self._zip.read(name))
 
 
 @benchmarks.register("folder")
@@ -73,12 +35,7 @@ def folder(path: str, max_queries: int | None = None) -> Benchmark:
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([number[str(PurePosixPath(name).parent)] for name, _ in entries])
     train, test = (
-        FileImages(
-            root,
-            [entries[i][0] for i in rows],
-            labels[rows],
-            hashlib.sha256(repr([entries[i] for i in rows]).encode()).hexdigest(),
-        )
+        FileImages(root, [entries[i][0] for i in rows], labels[rows], [entries[i][1] for i in rows])
         for rows in (np.flatnonzero(labels < len(classes) // 2), np.flatnonzero(labels >= len(classes) // 2))
     )
     return Benchmark.leave_one_out(root.stem, train, test, max_queries)

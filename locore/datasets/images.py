@@ -1,0 +1,71 @@
+"""Images in files: a folder or a zip, opened when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from locore.datasets.benchmark import ImageSet, on_white
+
+# What Pillow and zipfile raise of damaged, hostile or encrypted images.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+class FileImages(ImageSet):
+    """Image files below a folder or inside a zip.
+
+    Args:
+        root: the folder or zip. names: paths below it. labels: (N,) int64.
+        versions: one of each file, which changes with what is in it: size and time, or size and checksum.
+        boxes: (N, 4) left, top, right and bottom in pixels, what is cut out of each image; None = all of it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: np.ndarray,
+        versions: Sequence[tuple[int, int]],
+        boxes: np.ndarray | None = None,
+    ):
+        self.root, self.names, self.labels, self.boxes = root, list(names), np.asarray(labels, dtype=np.int64), boxes
+        self._versions = versions
+        known = repr(list(zip(names, versions, strict=True))) + ("" if boxes is None else repr(boxes.tolist()))
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self._zip: zipfile.ZipFile | None = None
+
+    def cut(self, boxes: np.ndarray) -> FileImages:
+        """The same images, each cut to its box (N, 4)."""
+        return FileImages(self.root, self.names, self.labels, self._versions, boxes)
+
+    def image(self, index: int) -> Image.Image:
+        name = self.names[index]
+        try:
+            with Image.open(self._open(name)) as image:
+                return on_white(image if self.boxes is None else image.crop(tuple(self.boxes[index])))
+        except UNREADABLE as error:
+            raise ValueError(
+                f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
+            ) from error
+
+    def _open(self, name: str):
+        if self.root.is_dir():
+            return self.root / name
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.root)
+        return io.BytesIO(self._zip.read(name))

@@ -1,0 +1,70 @@
+"""In-shop Clothes Retrieval (Liu et al. 2016, DeepFashion): a set of queries asks for the same items in a gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from locore.datasets.benchmark import Benchmark, Relevance, benchmarks
+from locore.datasets.images import FileImages
+from locore.datasets.published import check_counts, listed, missing
+
+SOURCE = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
+PARTS = {"train": (25_882, 3_997), "query": (14_218, 3_985), "gallery": (12_612, 3_985)}
+HEADER = 2  # lines before the first image: how many there are, and the names of the columns
+
+
+@benchmarks.register("inshop")
+def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Benchmark:
+    """Retrieval of a query's item from the gallery.
+
+    Args:
+        root: the folder with `list_eval_partition.txt`, itself or in `Eval`, and `img`, itself or in `Img`.
+        crop: cut every image to its bounding box (`list_bbox_inshop.txt`, itself or in `Anno`).
+        max_queries: ask a fixed draw of so many queries.
+
+    Raises:
+        ValueError: a file is missing or a list is damaged.
+    """
+    folder = Path(root).expanduser()
+    rows = _table(folder, "list_eval_partition.txt", ("Eval",), columns=3)
+    images = folder / "Img" if (folder / "Img").is_dir() else folder
+    boxes = {}
+    if crop:
+        table = _table(folder, "list_bbox_inshop.txt", ("Anno",), columns=7)
+        boxes = {path: np.array(corners, dtype=float) for path, _, _, *corners in table}
+    items = {item: number for number, item in enumerate(sorted({item for _, item, _ in rows}))}
+
+    def part(name: str) -> FileImages:
+        chosen = [(path, items[item]) for path, item, partition in rows if partition == name]
+        if not chosen:
+            raise ValueError(f"list_eval_partition.txt in '{folder}' names no image of the part '{name}'.")
+        found = listed("inshop", images, [images / path for path, _ in chosen], [item for _, item in chosen], SOURCE)
+        check_counts("inshop", name, found, *PARTS[name])
+        if not crop:
+            return found
+        unknown = next((path for path, _ in chosen if path not in boxes), None)
+        if unknown:
+            raise ValueError(f"list_bbox_inshop.txt in '{folder}' has no box of '{unknown}'.")
+        return found.cut(np.stack([boxes[path] for path, _ in chosen]))
+
+    train, queries, gallery = (part(name) for name in PARTS)
+    drawn = np.random.default_rng(0).permutation(len(queries))[:max_queries]
+    asked = queries.subset(np.sort(drawn))
+    answers = Relevance.from_labels(asked.labels, gallery.labels)
+    return Benchmark("inshop", train, asked, gallery, {"all": answers}, ks=(1, 10, 20, 30))
+
+
+def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> list[list[str]]:
+    """The rows of one of the data set's lists, wherever below root it was unpacked."""
+    path = next((p for p in (root / name, *(root / f / name for f in folders)) if p.is_file()), None)
+    if path is None:
+        raise missing("inshop", root / folders[0] / name, root, SOURCE)
+    rows = [line.split() for line in path.read_text().splitlines()[HEADER:] if line.strip()]
+    for number, row in enumerate(rows, start=1 + HEADER):
+        if len(row) != columns:
+            raise ValueError(
+                f"'{path}', line {number}: {len(row)} columns where {columns} are wanted; unpack it again."
+            )
+    return rows

@@ -1,0 +1,73 @@
+"""What the published metric-learning data sets share: their lists become image sets, and their counts are checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from locore.datasets.images import FileImages
+
+log = logging.getLogger(__name__)
+
+
+def packaged(name: str, dataset: Any, root: Path, download: bool, source: str) -> tuple[FileImages, FileImages]:
+    """The training and the test images of one of pytorch-metric-learning's data sets.
+
+    Args:
+        name: as benchmarks know it. dataset: the package's class. root: where it is unpacked.
+        download: fetch it there if the folder is missing or empty. source: where people get it.
+
+    Raises:
+        ValueError: a list or an image is missing, or a list is damaged.
+    """
+    try:
+        train, test = (dataset(root=str(root), split=split, download=download) for split in ("train", "test"))
+    except FileNotFoundError as error:
+        raise missing(name, Path(error.filename), root, source, f", or set {name}.download = True") from error
+    except (ValueError, IndexError) as error:
+        if not root.is_dir():
+            raise missing(name, root, root, source, f", or set {name}.download = True") from error
+        raise ValueError(
+            f"A list of {name} in '{root}' is damaged ({error}); unpack it again, from {source}."
+        ) from error
+    return listed(name, root, train.paths, train.labels, source), listed(name, root, test.paths, test.labels, source)
+
+
+def listed(
+    name: str,
+    root: Path,
+    paths: Sequence[str | Path],
+    labels: Sequence[int] | np.ndarray,
+    source: str,
+    boxes: np.ndarray | None = None,
+) -> FileImages:
+    """The image files of a list, all of which have to be there.
+
+    Raises:
+        ValueError: one is missing; the message names it.
+    """
+    try:
+        found = [Path(path).stat() for path in paths]
+    except OSError as error:
+        raise missing(name, Path(error.filename), root, source) from error
+    names = [Path(path).relative_to(root).as_posix() for path in paths]
+    return FileImages(root, names, np.array(labels), [(each.st_size, each.st_mtime_ns) for each in found], boxes)
+
+
+def missing(name: str, path: Path, root: Path, source: str, otherwise: str = "") -> ValueError:
+    """What is said where a file is not there."""
+    return ValueError(f"{name} is not whole in '{root}': '{path}' is missing. Get it from {source}{otherwise}.")
+
+
+def check_counts(name: str, part: str, images: FileImages, expected: int, classes: int) -> None:
+    """Warn where images or classes are not as many as were published."""
+    found = len(images), len(np.unique(images.labels))
+    if found != (expected, classes):
+        log.warning(
+            "%s: %s has %d images of %d classes where %d of %d were published; results will not compare.",
+            *(name, part, *found, expected, classes),
+        )
