@@ -1,10 +1,18 @@
-"""What the commands share: a mistake of the user ends in one sentence."""
+"""What the commands share: their arguments, their run folder, and how a mistake of the user ends in one sentence."""
 
 from __future__ import annotations
 
+import argparse
+import fcntl
+import json
+import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from locore import files
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -22,3 +30,60 @@ def guarded(command: Callable[[], int]) -> int:
 def sentence(error: Exception) -> str:
     """The message on one line, without the call stack that gin appends to it."""
     return re.sub(r"\s*In call to configurable .*", "", " ".join(str(error).split()))
+
+
+def gin_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Arguments of every command that reads gin files."""
+    parser = argparse.ArgumentParser(program, description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="one gin line")
+    return parser
+
+
+def run_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Arguments of the commands that fill a run folder."""
+    parser = gin_parser(program, description)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the first gin file>[-seed<seed>])")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="it is an error if there is no run to go on with")
+    parser.add_argument("--dry-run", action="store_true", help="print configuration and sizes, and stop")
+    return parser
+
+
+@contextmanager
+def run_folder(options: argparse.Namespace, name: str, config: str) -> Iterator[tuple[Path, dict | None]]:
+    """The folder of a run, locked, its configuration written and its log open; and the metrics of a finished run.
+
+    Args:
+        name: of the folder below `runs`, where the user gives none. config: what tells one run from another.
+
+    Raises:
+        ValueError: the folder is in use, or has a run of another configuration, or there is none to resume.
+    """
+    folder = options.out or Path("runs") / (name + (f"-seed{options.seed}" if options.seed else ""))
+    if options.resume and not (folder / "config.gin").exists():
+        raise ValueError(f"There is no run to resume in '{folder}'.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"The run folder '{folder}' is in use by another process; give another --out.") from None
+        begun = any(folder.glob("**/last.safetensors")) or (folder / "metrics.json").exists()
+        if begun and (folder / "config.gin").read_text() != config:
+            raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
+        if (folder / "metrics.json").exists():
+            print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")
+            yield folder, json.loads((folder / "metrics.json").read_text())
+            return
+        files.write_text(folder / "config.gin", config)
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(message)s",
+            datefmt="%H:%M:%S",
+            handlers=[logging.StreamHandler(), logging.FileHandler(folder / "log.txt")],
+            force=True,
+        )
+        yield folder, None

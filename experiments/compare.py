@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -19,22 +18,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-
+from experiments import comparison
 from experiments.command import guarded
 from experiments.experiment import prepare
 from locore import files
-from locore.report.pictures import save
 
 log = logging.getLogger(__name__)
-
-COLUMNS = ("R@1", "R@10", "mAP@R")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,14 +78,20 @@ def _compare(options: argparse.Namespace) -> int:
                 failed[f"{name}, seed {seed}"] = error
                 continue
             metrics = json.loads((folder / "metrics.json").read_text())
+            files.write_text(result.with_suffix(".csv"), (folder / "queries.csv").read_text())
             files.write_json(result, metrics)
         finished[name].append(metrics)
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    rows = _rows(finished, failed)
-    files.write_text(results / "table.md", _markdown(rows, finished, command_line))
-    files.write_text(results / "table.csv", _csv(rows))
+    rows = comparison.rows(finished, failed)
+    text = comparison.markdown(rows, finished, command_line)
     if finished:
-        _picture(results / "table.png", finished)
+        per_query = {
+            name: [_queries(results / f"{name}-seed{r['seed']}.csv") for r in finished[name]] for name in finished
+        }
+        text += comparison.differences(per_query, comparison.columns(finished))
+        comparison.picture(results / "table.png", finished)
+    files.write_text(results / "table.md", text)
+    files.write_text(results / "table.csv", comparison.csv_text(rows))
     print((results / "table.md").read_text())
     return 1 if failed else 0
 
@@ -106,7 +102,13 @@ def _known(result: Path, config: str) -> dict | None:
         metrics = json.loads(result.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return metrics if metrics.get("config") == config else None
+    return metrics if metrics.get("config") == config and result.with_suffix(".csv").exists() else None
+
+
+def _queries(path: Path) -> list[dict[str, str]]:
+    """The metrics of each query, as `experiments.run` left them."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _run(command: list[str]) -> str | None:
@@ -128,84 +130,6 @@ def _run(command: list[str]) -> str | None:
             line += byte
     last = bytes(line).strip() or last
     return None if process.wait() == 0 else f"exit status {process.returncode}, {last.decode(errors='replace')}"
-
-
-def _rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[str, str]]:
-    """The table's rows as text: global, each backbone, the oracle; failed runs last."""
-
-    def spread(values: list[float], digits: int = 1) -> str:
-        deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{mean(values):.{digits}f}{deviation}"
-
-    rows: list[dict[str, str]] = []
-    every = [metrics for runs in finished.values() for metrics in runs]
-    if every:
-        rows.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in COLUMNS}})
-    for name, runs in finished.items():
-        row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M"}
-        for n in COLUMNS:
-            gain = mean(r["reranked"][n] - r["global"][n] for r in runs)
-            row[n] = f"{spread([r['reranked'][n] for r in runs])} ({gain:+.1f})"
-        row["ensemble mAP@R"] = spread([r["ensemble"]["mAP@R"] for r in runs])
-        row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
-        row["ms a list"] = spread([r["latency_ms"] for r in runs])
-        row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
-        rows.append(row)
-    if every:
-        rows.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in COLUMNS}})
-    rows += [{"": name, "R@1": f"failed: {why}"} for name, why in failed.items()]
-    return rows
-
-
-HEADER = ("", "parameters", *COLUMNS, "ensemble mAP@R", "training s", "ms a list", "peak MB")
-
-
-def _markdown(rows: list[dict[str, str]], finished: dict[str, list[dict]], command: str) -> str:
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    lines += ["| " + " | ".join(row.get(column, "") for column in HEADER) + " |" for row in rows]
-    if finished:
-        one = next(iter(finished.values()))[0]
-        lines += [
-            "",
-            f"Re-ranked: the first {one['candidates']} of each of {one['queries']} queries of `{one['benchmark']}`; "
-            "mean ± deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same "
-            "shortlist. Training with its validations; re-ranking in batches; memory of the whole process.",
-            "",
-            f"Command: `{command}`. Machine: {one['machine']}. "
-            f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _csv(rows: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEADER, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _picture(path: Path, finished: dict[str, list[dict]]) -> None:
-    """A panel a metric: a bar from global to the mean, every seed a dot, global and oracle as lines."""
-    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained")
-    names = list(finished)
-    one = finished[names[0]][0]
-    for axis, metric in zip(axes, COLUMNS, strict=True):
-        values = [[r["reranked"][metric] for r in finished[name]] for name in names]
-        start = one["global"][metric]
-        axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
-        for place, dots in enumerate(values):
-            axis.plot(dots, [place] * len(dots), "o", color="#08519c", markersize=5)
-        for reference, style in (("global", "--"), ("oracle", ":")):
-            axis.axvline(one[reference][metric], linestyle=style, color="0.3", label=reference)
-        everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
-        margin = 0.1 * (max(everything) - min(everything)) + 0.1
-        axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=f"{metric}, %")
-        axis.invert_yaxis()
-        if axis is not axes[0]:
-            axis.set_yticklabels([])
-    axes[-1].legend(loc="lower right")
-    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import gin
 
@@ -14,6 +15,7 @@ from backbones.registry import backbones as registry
 from backbones.registry import suggest
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
+from locore.descriptors.finetune import Finetuning
 from locore.training import Training
 
 PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
@@ -33,8 +35,10 @@ SETTINGS = {
     **{name: configurable(registry, name) for name in backbones.available()},
     **{name: configurable(benchmarks, name) for name in benchmarks.available()},
 }
+T = TypeVar("T")
 extractor = gin.external_configurable(Extractor, module="locore")
 training = gin.external_configurable(Training, module="locore")
+finetuning = gin.external_configurable(Finetuning, module="locore")
 
 
 def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
@@ -56,6 +60,21 @@ def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
         logging.disable(logging.NOTSET)
 
 
+def built(make: Callable[[], T], files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[T, str]:
+    """What `make` makes under these gin files, and its operative configuration, which tells one run from another.
+
+    Raises:
+        ValueError: a file, a name or a value is wrong.
+    """
+    parse(files, overrides)
+    try:
+        made = make()
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        # A setting of the wrong type or sign fails wherever it is first used, in torch, timm or our own code.
+        raise ValueError(f"This configuration cannot be built: {error}.") from error
+    return made, f"# seed {seed}\n{gin.operative_config_str()}"
+
+
 def _read(parser: Callable, text: str, said: str, **options) -> None:
     """Let gin read a file or a line; what it says of a mistake names that file or line, and the nearest known name."""
     try:
@@ -63,7 +82,7 @@ def _read(parser: Callable, text: str, said: str, **options) -> None:
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
-            known = ["Experiment", "Extractor", "Training", *SETTINGS]
+            known = ["Experiment", "Embedding", "Extractor", "Training", "Finetuning", *SETTINGS]
             raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
         raise ValueError(f"In '{said}': {error}") from error
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import csv
+import io
 import logging
-import platform
-import resource
-import subprocess
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import gin
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbones import ListLayout
 from backbones.registry import suggest
-from experiments.configuration import SETTINGS, extractor, parse, training
+from experiments.configuration import SETTINGS, built, extractor, training
+from experiments.embedding import FILE, trained_globals
+from experiments.provenance import provenance
+from experiments.stages import Stages
 from locore import checkpoints, files
-from locore.datasets import Relevance, benchmarks
+from locore.datasets import Benchmark, ImageSet, Relevance, benchmarks
 from locore.descriptors import Descriptors, Extractor
 from locore.evaluation import Search, summary
+from locore.lists import Lists, fit_reranker
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.retrieval import search
-from locore.training import Lists, Training
+from locore.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class Experiment:
         benchmark, backbone, size: registered names. candidates: K.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whiten: start the projections as a whitening of the training descriptors.
+        embedder: a run folder of `experiments.embed`, whose global descriptors take the place of the extractor's.
         weights: what the trained model is evaluated in, "float32" or "bfloat16".
     """
 
@@ -59,6 +62,7 @@ class Experiment:
     global_token: bool = True
     dropout: float = 0.0
     whiten: bool = True
+    embedder: str | None = None
     weights: str = "float32"
     extractor: Extractor = field(default_factory=extractor)
     training: Training = field(default_factory=training)
@@ -70,6 +74,8 @@ class Experiment:
         self.benchmark_settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.benchmark_settings)
         global_dim, local_dim = self.extractor.sizes
+        if self.embedder:
+            global_dim, _ = replace(self.extractor, weights=str(Path(self.embedder) / FILE)).sizes
         self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
         self.model_settings = {
             "encoder": self.backbone,
@@ -89,27 +95,23 @@ class Experiment:
         torch.manual_seed(seed)
         return ListwiseReranker(**self.model_settings)
 
+    @cached_property
+    def parameters(self) -> int:
+        """Of the re-ranker."""
+        return sum(p.numel() for p in self.model(seed=0).parameters())
+
     def run(self, folder: Path, seed: int, config: str) -> dict:
         """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
-        seconds: dict[str, float] = {}
-
-        @contextmanager
-        def stage(name: str):
-            begun = time.perf_counter()
-            yield
-            seconds[name] = round(time.perf_counter() - begun, 1)
-            log.info("%s: %.1f s", name, seconds[name])
-
+        stage = Stages()
         with stage("benchmark"):
             benchmark = benchmarks.create(self.benchmark, **self.benchmark_settings)
         if benchmark.train is None:
             raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
         with stage("descriptors"):
-            train = self.extractor.extract(benchmark.train)
-            gallery = self.extractor.extract(benchmark.gallery)
-            queries = self.extractor.extract(benchmark.queries)
+            train, made_by = self._describe(benchmark.train, fitted=True)
+            (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
         with stage("shortlists"):
-            lists, validation = self._training_lists(train, benchmark.train.labels)
+            lists, validation = self._training_lists(train, benchmark.train.labels, made_by)
             groups, own = benchmark.queries.labels, benchmark.self_index
             searches = {
                 protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.ks)
@@ -122,12 +124,12 @@ class Experiment:
 
         lists_at_once = max(1, VALUES // (self.layout.tokens * model.encoder.hidden_size))
 
-        def validate(candidate: ListwiseReranker) -> dict[str, float]:
-            reranked = validation.rerank(candidate, self.candidates, lists_at_once, device)
+        def validate() -> dict[str, float]:
+            reranked = validation.rerank(model, self.candidates, lists_at_once, device)
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
 
         with stage("training"):
-            state = self.training.fit(model.to(device), lists, validate, folder, seed)
+            state = fit_reranker(model.to(device), lists, self.training, validate, folder, seed)
         checkpoints.save(model, folder / "model.safetensors")
         model.to(WEIGHTS[self.weights])
         with stage("evaluation"):
@@ -138,10 +140,8 @@ class Experiment:
             reranked = {p: s.rerank(model, self.candidates, lists_at_once, device) for p, s in searches.items()}
             tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
             first = next(iter(searches))
-            order = reranked[first].order.numpy()
-            pictures.lists(folder / "lists.png", searches[first], order, benchmark.queries, benchmark.gallery, PICTURED)
-            pictures.training(folder / "training.png", state["history"])
-        seconds["training"] = round(state["seconds"], 1)
+            self._draw(folder, benchmark, searches[first], reranked[first].order, state["history"])
+        stage.seconds["training"] = round(state["seconds"], 1)
         metrics = {
             "benchmark": benchmark.name,
             "backbone": self.backbone,
@@ -151,37 +151,52 @@ class Experiment:
             "protocols": tables,
             "alpha": ensemble.alpha,
             "temperature": ensemble.temperature,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "seconds": seconds,
+            "parameters": self.parameters,
+            "seconds": stage.seconds,
             "latency_ms": round(reranked[first].milliseconds_a_list, 2),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "seed": seed,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device.type}",
-            "commit": _commit(),
-            "config": config,
-            "versions": {
-                "python": platform.python_version(),
-                **{p: importlib.metadata.version(p) for p in ("torch", "timm", "numba", "faiss-cpu")},
-            },
+            **provenance(seed, config),
         }
+        files.write_text(folder / "queries.csv", _each_query(searches[first], reranked[first].order, benchmark))
         files.write_json(folder / "metrics.json", metrics)
         return metrics
 
-    def _training_lists(self, descriptors: Descriptors, labels: np.ndarray) -> tuple[Lists, Search]:
+    def _draw(self, folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, history: dict) -> None:
+        pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
+        pictures.training(folder / "training.png", history)
+        orders = {"global": None, "re-ranked": order, "oracle": searched.oracle(self.candidates)}
+        right = {name: searched.right if o is None else searched.reordered(o) for name, o in orders.items()}
+        pictures.curves(folder / "curves.png", right)
+        before, after = (100 * searched.metrics(o, ())["mAP@R"] for o in (None, order))
+        pictures.gains(folder / "gains.png", before, after)
+
+    def _describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
+        """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""
+        described = self.extractor.extract(images)
+        if not self.embedder:
+            return described, np.zeros(len(images), dtype=np.int64)
+        globals_, made_by = trained_globals(Path(self.embedder), self.extractor, images, fitted)
+        return replace(described, global_=globals_), made_by
+
+    def _training_lists(
+        self, descriptors: Descriptors, labels: np.ndarray, made_by: np.ndarray
+    ) -> tuple[Lists, Search]:
         """Lists of nine tenths of the training classes, and a search over the rest that validates."""
-        classes = np.random.default_rng(0).permutation(np.unique(labels))
+        classes = np.random.default_rng(0).permutation(np.unique(labels[made_by == 0]))
         images = np.cumsum([np.count_nonzero(labels == label) for label in classes])
         fewest = int(np.searchsorted(images, self.candidates, side="right")) + 1
-        held_out = np.isin(labels, classes[: max(fewest, int(len(classes) * HELD_OUT))])
-        if np.count_nonzero(~held_out) <= self.candidates:
-            raise ValueError(
-                f"{len(labels)} training images are too few to train and to validate with lists of {self.candidates}; "
-                "lower Experiment.candidates or add classes."
-            )
+        held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        listed = np.empty((len(rows), self.candidates), dtype=np.int64)
+        for maker in np.unique(made_by):
+            own = np.flatnonzero(made_by[rows] == maker)
+            if len(own) <= self.candidates:
+                raise ValueError(
+                    f"{len(labels)} training images are too few to train and to validate with lists of "
+                    f"{self.candidates}; lower Experiment.candidates or add classes."
+                )
+            globals_ = descriptors.global_[rows[own]].float().numpy()
+            listed[own] = own[search(globals_, globals_, self.candidates, np.arange(len(own))).indices]
         fitted, validating = descriptors[torch.from_numpy(rows)], descriptors[torch.from_numpy(others)]
-        globals_ = fitted.global_.float().numpy()
-        neighbours = search(globals_, globals_, self.candidates, np.arange(len(rows)))
         asked = np.random.default_rng(0).permutation(len(others))[:VALIDATION_QUERIES]
         validation = Search.of(
             validating[torch.from_numpy(asked)],
@@ -191,7 +206,7 @@ class Experiment:
             asked,
             self.candidates,
         )
-        return Lists(fitted, neighbours.indices, labels[rows]), validation
+        return Lists(fitted, listed, labels[rows]), validation
 
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:
@@ -200,25 +215,29 @@ def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tu
     Raises:
         ValueError: a file, a name or a value is wrong.
     """
-    parse(gin_files, overrides)
-    try:
+
+    def make() -> Experiment:
         experiment = Experiment()
-        experiment.model(seed)
-    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
-        # A setting of the wrong type or sign fails wherever it is first used, in torch, timm or our own code.
-        raise ValueError(f"This configuration cannot be built: {error}.") from error
-    return experiment, f"# seed {seed}\n{gin.operative_config_str()}"
+        _ = experiment.parameters  # what cannot be built is said now
+        return experiment
+
+    return built(make, gin_files, overrides, seed)
 
 
-def _commit() -> str:
-    """The checkout's commit, with a plus where files differ from it (results apart); "none" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
-    try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!results"], capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return name.stdout.strip() + "+" * changed.returncode
+def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
+    """Every metric of every query before and after re-ranking, as comma-separated values."""
+    columns: dict[str, Sequence] = {
+        "query": [benchmark.queries.names[row] for row in searched.rows],
+        "class": searched.groups.tolist(),
+    }
+    for method, places in (("global", None), ("re-ranked", order)):
+        for name, values in searched.metrics(places, benchmark.ks).items():
+            columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
 
 
 def table(metrics: dict) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from backbones.registry import backbones
-from experiments.command import guarded
+from experiments.command import gin_parser, guarded
 from experiments.measure import Side
 from locore.progress import track
 
@@ -37,13 +37,7 @@ IMAGES = 21  # where the number of images is held fixed
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "experiments.profile", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--gin", action="append", required=True, metavar="FILE", help="gin file; repeatable, later wins"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="one gin line")
+    parser = gin_parser("experiments.profile", __doc__)
     parser.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
     parser.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
     parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")

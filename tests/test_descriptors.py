@@ -8,7 +8,8 @@ import torch
 from small import write_glyphs
 
 from locore.datasets import benchmarks
-from locore.descriptors import Extractor, extract, store
+from locore.descriptors import Extractor, embedder, extract, store
+from locore.descriptors.embedder import POOLINGS
 from locore.descriptors.fold import fold_batch_norms
 from locore.files import cache_folder
 
@@ -45,8 +46,8 @@ def test_a_grid_of_unit_descriptors_with_their_places(images):
 
 def test_global_descriptors_are_the_pooled_map_of_the_bundled_weights(images):
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
-    extract._load(network, QUICK._weights_file)
-    batch = QUICK._input([images.image(i) for i in range(3)])
+    embedder._load(network, embedder.weights_file(QUICK.model, QUICK.weights))
+    batch = QUICK._embedder.input([images.image(i) for i in range(3)])
     with torch.no_grad():
         expected = torch.nn.functional.normalize(network(batch), dim=-1)
     torch.testing.assert_close(QUICK.extract(images).global_[:3].float(), expected, atol=2e-3, rtol=0)
@@ -86,7 +87,7 @@ def test_the_strongest_cells_come_first(images):
 
 def test_gem_lies_between_mean_and_maximum():
     features = torch.rand(2, 3, 4, 4)
-    pooled = extract.POOLINGS["gem"](features)
+    pooled = POOLINGS["gem"](features)
     assert (features.mean((2, 3)) <= pooled).all() and (pooled <= features.amax((2, 3))).all()
 
 
@@ -169,6 +170,6 @@ def test_store_refuses_another_number_of_rows(tmp_path):
 def test_transformers_give_their_last_map(images, model):
     extractor = Extractor(model=model, weights="random", image_size=64, grid=2)
     found = extractor.extract(images.subset(np.arange(3)))
-    assert extractor.sizes == (extractor._network.num_features,) * 2
-    assert found.local.shape == (3, 4, extractor._network.num_features)
+    assert extractor.sizes == (extractor._embedder.network.num_features,) * 2
+    assert found.local.shape == (3, 4, extractor._embedder.network.num_features)
     assert torch.isfinite(found.local).all() and not torch.equal(found.local[0], found.local[1])

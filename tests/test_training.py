@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from locore.lists import Lists, _parts, fit_reranker
 from locore.reranking import ListwiseReranker, Shortlist
-from locore.training import Lists, Training
+from locore.training import Training
 
 TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
 
@@ -34,7 +35,7 @@ def fit(folder, training=TRAINING, killed_after=None):
     folder.mkdir(exist_ok=True)
     count = 0
 
-    def validate(_):
+    def validate():
         nonlocal count
         count += 1
         if count == killed_after:
@@ -42,7 +43,7 @@ def fit(folder, training=TRAINING, killed_after=None):
         return {"mAP@R": float(count)}
 
     trained = model()
-    training.fit(trained, lists(), validate, folder, seed=3)
+    fit_reranker(trained, lists(), training, validate, folder, seed=3)
     return trained.state_dict()
 
 
@@ -63,8 +64,6 @@ def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path)
         once.load_state_dict(start)
         once.zero_grad()
         shortlist, labels = lists().batch(0, 4, 3, torch.device("cpu"))
-        from locore.training import _parts
-
         for part, part_labels in _parts(shortlist, labels, parts):
             (ListwiseReranker.loss(once(part), part_labels) / parts).backward()
         gradients.append(once.head.weight.grad.clone())
@@ -98,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     poisoned = lists()
     poisoned.descriptors.local[0] = float("nan")
     with pytest.raises(ValueError, match=r"lower Training\.learning_rate"):
-        replace(TRAINING, batch=30).fit(model(), poisoned, lambda _: {"mAP@R": 0.0}, tmp_path, seed=0)
+        fit_reranker(model(), poisoned, replace(TRAINING, batch=30), lambda: {"mAP@R": 0.0}, tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other model"])
@@ -111,7 +110,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, damage):
     else:
         other = ListwiseReranker("rwkv", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
     with pytest.raises(ValueError, match="damaged or another model's"):
-        TRAINING.fit(other, lists(), lambda _: {"mAP@R": 0.0}, tmp_path, seed=3)
+        fit_reranker(other, lists(), TRAINING, lambda: {"mAP@R": 0.0}, tmp_path, seed=3)
 
 
 def test_wrong_options_are_said():

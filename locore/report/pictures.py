@@ -80,6 +80,44 @@ def training(path: Path, history: dict) -> None:
     save(figure, path)
 
 
+def curves(path: Path, right: dict[str, np.ndarray]) -> None:
+    """Recall against the length of the list that one looks at, a line a method.
+
+    Args:
+        right: (Q, depth) bool of each method.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for method, found in right.items():
+        recalls = 100 * np.maximum.accumulate(found, axis=1).mean(axis=0)
+        style = ":" if method == "oracle" else "-"
+        axis.plot(np.arange(1, len(recalls) + 1), recalls, style, label=f"{method}: R@1 {recalls[0]:.1f}")
+    axis.set(xscale="log", xlabel="k", ylabel="R@k, %", title="Queries with a right image among the first k")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    save(figure, path)
+
+
+def gains(path: Path, before: np.ndarray, after: np.ndarray) -> None:
+    """mAP@R in percent of each query (Q,), before and after: one against the other, and the gains in order."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    left.plot([0, 100], [0, 100], color="0.6", linewidth=1)
+    left.scatter(before, after, s=8, alpha=0.3, linewidths=0)
+    left.plot(before.mean(), after.mean(), marker="+", markersize=16, color=RED, label="means")
+    left.set(xlabel="before: mAP@R of a query, %", ylabel="after, %", xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
+    left.legend(loc="lower right")
+    gain = np.sort(after - before)[::-1]
+    better, worse = (gain > 0).mean(), (gain < 0).mean()
+    share = 100 * (np.arange(len(gain)) + 0.5) / len(gain)
+    right.fill_between(share, gain, where=gain >= 0, color=GREEN, step="mid", label=f"better: {better:.0%} of queries")
+    right.fill_between(share, gain, where=gain <= 0, color=RED, step="mid", label=f"worse: {worse:.0%}")
+    right.axhline(gain.mean(), color="0.3", linestyle=":", label=f"mean {gain.mean():+.1f}")
+    right.set(xlabel="queries in order of their gain, %", ylabel="gain in mAP@R, points", xlim=(0, 100))
+    right.legend()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
 def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
     """Time and memory against the number of tokens, on logarithmic axes.
 

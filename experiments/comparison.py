@@ -1,0 +1,138 @@
+"""The table of a comparison: a row a backbone, differences between any two with their intervals, and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from itertools import combinations
+from statistics import mean, stdev
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from locore.evaluation import interval
+from locore.report.pictures import save
+
+
+def columns(finished: dict[str, list[dict]]) -> list[str]:
+    """The metrics that are shown: the first two recalls that the benchmark reports, and mAP@R."""
+    known = [name for runs in finished.values() for name in runs[0]["global"]]
+    recalls = list(dict.fromkeys(name for name in known if name.startswith("R@")))
+    return [*recalls[:2], "mAP@R"]
+
+
+def rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[str, str]]:
+    """The table's rows as text: global, each backbone, the oracle; failed runs last."""
+
+    def spread(values: list[float], digits: int = 1) -> str:
+        deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{deviation}"
+
+    table: list[dict[str, str]] = []
+    metrics_shown = columns(finished)
+    every = [metrics for runs in finished.values() for metrics in runs]
+    if every:
+        table.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in metrics_shown}})
+    for name, runs in finished.items():
+        row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M"}
+        for n in metrics_shown:
+            gain = mean(r["reranked"][n] - r["global"][n] for r in runs)
+            row[n] = f"{spread([r['reranked'][n] for r in runs])} ({gain:+.1f})"
+        row["ensemble mAP@R"] = spread([r["ensemble"]["mAP@R"] for r in runs])
+        row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
+        row["ms a list"] = spread([r["latency_ms"] for r in runs])
+        row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
+        table.append(row)
+    if every:
+        table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
+    table += [{"": name, "R@1": f"failed: {why}"} for name, why in failed.items()]
+    return table
+
+
+def _header(table: list[dict[str, str]]) -> list[str]:
+    """Every column of the table, in the order of its longest row."""
+    longest = max(table, key=len, default={"": ""})
+    return list(longest)
+
+
+def markdown(table: list[dict[str, str]], finished: dict[str, list[dict]], command: str) -> str:
+    """The table, and how it was made."""
+    header = _header(table)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row.get(column, "") for column in header) + " |" for row in table]
+    if finished:
+        one = next(iter(finished.values()))[0]
+        lines += [
+            "",
+            f"Re-ranked: the first {one['candidates']} of each of {one['queries']} queries of `{one['benchmark']}`; "
+            "mean ± deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same "
+            "shortlist. Training with its validations; re-ranking in batches; memory of the whole process.",
+            "",
+            f"Command: `{command}`. Machine: {one['machine']}. "
+            f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str]) -> str:
+    """Each backbone against each other on the same queries, the mean over its seeds, with 95 % intervals by class.
+
+    Args:
+        per_query: for each backbone and seed the rows of `queries.csv`.
+    """
+    if len(per_query) < 2:
+        return ""
+    values = {
+        name: {m: np.mean([[float(row[f"re-ranked {m}"]) for row in run] for run in runs], axis=0) for m in shown}
+        for name, runs in per_query.items()
+    }
+    groups = np.array([row["class"] for row in next(iter(per_query.values()))[0]])
+    lines = ["", "Differences, first less second, with 95 % intervals (bootstrap over classes):", ""]
+    lines += ["| | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
+    for one, other in combinations(values, 2):
+        cells = []
+        for m in shown:
+            difference = 100 * (values[one][m] - values[other][m])
+            low, high = interval(difference, groups)
+            cells.append(f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]")
+        lines.append(f"| {one} - {other} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(table: list[dict[str, str]]) -> str:
+    """The table as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _header(table), restval="")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def picture(path: Path, finished: dict[str, list[dict]]) -> None:
+    """A panel a metric: a bar from global to the mean, every seed a dot, global and oracle as lines."""
+    shown = columns(finished)
+    figure, axes = plt.subplots(1, len(shown), figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained")
+    names = list(finished)
+    one = finished[names[0]][0]
+    for axis, metric in zip(axes, shown, strict=True):
+        values = [[r["reranked"][metric] for r in finished[name]] for name in names]
+        start = one["global"][metric]
+        axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
+        for place, dots in enumerate(values):
+            axis.plot(dots, [place] * len(dots), "o", color="#08519c", markersize=5)
+        for reference, style in (("global", "--"), ("oracle", ":")):
+            axis.axvline(one[reference][metric], linestyle=style, color="0.3", label=reference)
+        everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
+        margin = 0.1 * (max(everything) - min(everything)) + 0.1
+        axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=f"{metric}, %")
+        axis.invert_yaxis()
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    axes[-1].legend(loc="lower right")
+    save(figure, path)

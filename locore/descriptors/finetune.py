@@ -1,0 +1,232 @@
+"""Global descriptors that are trained: a vision model with pytorch-metric-learning's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms import functional as transforms
+
+from backbones.registry import suggest
+from locore.datasets.benchmark import ImageSet
+from locore.descriptors.embedder import Embedder
+from locore.evaluation.embeddings import evaluate_embeddings
+from locore.prefetch import ahead
+from locore.progress import track
+from locore.training import Training
+
+HELD_OUT = 0.1  # share of the classes that validates
+PCA_IMAGES = 2000  # that the projection of locals is estimated from
+IMAGES = 64  # a forward pass where nothing is trained
+
+# (classes, width of the descriptor) -> loss; settings of their papers.
+LOSSES = {
+    "proxy_anchor": lambda classes, dim: losses.ProxyAnchorLoss(classes, dim, margin=0.1, alpha=32),
+    "proxy_nca": lambda classes, dim: losses.ProxyNCALoss(classes, dim, softmax_scale=9),  # ++: temperature 1/9
+    "multi_similarity": lambda classes, dim: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+    "contrastive": lambda classes, dim: losses.ContrastiveLoss(pos_margin=0, neg_margin=0.5),
+    "subcenter_arcface": lambda classes, dim: losses.SubCenterArcFaceLoss(num_classes=classes, embedding_size=dim),
+    "normalised_softmax": lambda classes, dim: losses.NormalizedSoftmaxLoss(classes, dim, temperature=0.05),
+}
+MINERS = {"multi_similarity": lambda: miners.MultiSimilarityMiner(epsilon=0.1)}
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What is trained, and on which batches.
+
+    Attributes:
+        loss: "proxy_anchor", "proxy_nca" (ProxyNCA++), "multi_similarity" (with its miner), "contrastive",
+            "subcenter_arcface" or "normalised_softmax".
+        dim: width of the descriptor; None = as pooled, without a head. pooling, layer_norm: see `Embedder`.
+        local_dim: project the last map's cells to so many principal components, as local descriptors; None = do not.
+        per_class: images of a class in a batch. frozen_batch_norm: keep ImageNet's statistics.
+        frozen: train the head alone, on features that are computed once (no augmentation): seconds instead of minutes.
+        head_rate: learning rate of the head and of the loss's proxies over the network's.
+        smallest_crop: share of the image that a random crop has at least, 1 = no crops. flip: mirror half of them.
+    """
+
+    loss: str = "multi_similarity"
+    dim: int | None = 512
+    local_dim: int | None = None
+    pooling: str = "avg+max"
+    layer_norm: bool = True
+    per_class: int = 4
+    frozen_batch_norm: bool = True
+    frozen: bool = False
+    head_rate: float = 10.0
+    smallest_crop: float = 0.5
+    flip: bool = False
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"Unknown Finetuning.loss '{self.loss}'{suggest(self.loss, LOSSES)}")
+        if self.frozen and self.dim is None:
+            raise ValueError("Finetuning.frozen trains the head alone, so give Finetuning.dim.")
+        if self.per_class < 2:
+            raise ValueError("Finetuning.per_class must be at least 2: a loss compares images of one class.")
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"Finetuning.smallest_crop = {self.smallest_crop} must be in (0, 1].")
+
+    def fit(
+        self, start: Embedder, images: ImageSet, training: Training, folder: Path, seed: int
+    ) -> tuple[Embedder, dict]:
+        """Train on nine tenths of the classes, validate on the others. -> the embedder, and what `Training.fit` says.
+
+        Args:
+            start: whose network is trained on. folder: of checkpoints; a broken-off training goes on from them.
+
+        Raises:
+            ValueError: a batch needs more classes than there are; and see `Training.fit`.
+        """
+        torch.manual_seed(seed)
+        spec = {**start.spec, "pooling": self.pooling, "layer_norm": self.layer_norm, "dim": self.dim}
+        embedder = Embedder(**spec)
+        embedder.network.load_state_dict(start.network.state_dict())
+        classes = np.random.default_rng(0).permutation(np.unique(images.labels))
+        held_out = np.isin(images.labels, classes[: max(2, int(len(classes) * HELD_OUT))])
+        fitted, validating = (images.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+        most = len(np.unique(fitted.labels))
+        if training.batch % self.per_class or training.batch // self.per_class > most:
+            raise ValueError(
+                f"A batch of {training.batch} images cannot be {self.per_class} of each of several classes, of which "
+                f"there are {most}; set Training.batch or Finetuning.per_class."
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        learner = Learner(self, embedder, fitted.labels).to(device)
+        groups = [
+            {"params": [p for p in embedder.network.parameters() if p.requires_grad], "scale": 1.0},
+            {"params": [*embedder.head.parameters(), *learner.loss.parameters()], "scale": self.head_rate},
+        ]
+        pooled = [pool(embedder, each) if self.frozen else None for each in (fitted, validating)]
+
+        def validate() -> dict[str, float]:
+            learner.eval()
+            with torch.inference_mode():
+                found = embed(embedder, validating) if pooled[1] is None else embedder.from_pooled(pooled[1])
+            metrics = evaluate_embeddings(found.cpu().numpy(), validating.labels, ks=(1,))
+            return {name: 100 * float(values.mean()) for name, values in metrics.items()}
+
+        loaded: list[Iterator[Tensor]] = []
+
+        def step_losses(trained: nn.Module, step: int, device: torch.device) -> Iterator[Tensor]:
+            rows = self.batch(fitted.labels, training.batch, step, seed)
+            if pooled[0] is not None:
+                inputs = pooled[0][rows]
+            else:
+                if not loaded:  # here, because only now is it known at which step the training goes on
+                    steps = range(step, training.steps)
+                    loaded.append(ahead(lambda each: self._load(embedder, fitted, training.batch, each, seed), steps))
+                inputs = next(loaded[0])
+            yield trained(inputs.to(device), torch.from_numpy(learner.number[rows]).to(device))
+
+        state = training.fit(learner, step_losses, validate, folder, seed, [g for g in groups if g["params"]])
+        if self.local_dim:
+            drawn = np.random.default_rng(0).permutation(len(fitted))[:PCA_IMAGES]
+            embedder = with_locals(embedder.eval(), fitted.subset(drawn), self.local_dim)
+        return embedder.eval(), state
+
+    def batch(self, labels: np.ndarray, size: int, step: int, seed: int) -> np.ndarray:
+        """(size,) rows of a step: `per_class` images of each of some classes, again and again where it has fewer.
+
+        From (seed, step) alone, so that a resumed training draws what an unbroken one does.
+        """
+        random = np.random.default_rng((seed, step, 2))
+        chosen = random.permutation(np.unique(labels))[: size // self.per_class]
+        rows = [random.permutation(np.flatnonzero(labels == label)) for label in chosen]
+        return np.concatenate([np.resize(each, self.per_class) for each in rows])
+
+    def _load(self, embedder: Embedder, images: ImageSet, size: int, step: int, seed: int) -> Tensor:
+        random = np.random.default_rng((seed, step, 3))
+        rows = self.batch(images.labels, size, step, seed)
+        return embedder.input([self._augmented(images.image(int(row)), random) for row in rows])
+
+    def _augmented(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        """A random crop of a share of the image, of nearly its proportions, mirrored or not."""
+        area, shape = random.uniform(self.smallest_crop, 1), np.exp(random.uniform(-0.2, 0.2))
+        width, height = (min(side, round(side * s)) for side, s in zip(image.size, _sides(area, shape), strict=True))
+        left, top = (int(random.integers(0, a - b + 1)) for a, b in zip(image.size, (width, height), strict=True))
+        if self.smallest_crop < 1:
+            image = image.crop((left, top, left + width, top + height))
+        return transforms.hflip(image) if self.flip and random.random() < 0.5 else image
+
+
+class Learner(nn.Module):
+    """An embedder with its loss, which may have parameters of its own."""
+
+    def __init__(self, settings: Finetuning, embedder: Embedder, labels: np.ndarray):
+        super().__init__()
+        self.settings, self.embedder = settings, embedder
+        _, self.number = np.unique(labels, return_inverse=True)
+        dim = settings.dim or embedder.network.num_features
+        self.loss = LOSSES[settings.loss](int(self.number.max()) + 1, dim)
+        self.miner = MINERS.get(settings.loss, lambda: None)()
+        embedder.network.requires_grad_(not settings.frozen)
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Images (N, 3, H, W), or pooled features (N, C) where the network is frozen, and labels (N,) -> the loss."""
+        embed = self.embedder.from_pooled if self.settings.frozen else self.embedder
+        found = embed(inputs)
+        return self.loss(found, labels, self.miner(found, labels) if self.miner else None)
+
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        if self.settings.frozen_batch_norm or self.settings.frozen:
+            for module in self.embedder.network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def halves(labels: np.ndarray) -> np.ndarray:
+    """(N,) 0 or 1, the same for all images of a class: for descriptors that were not fitted on what they describe."""
+    classes = np.random.default_rng(1).permutation(np.unique(labels))
+    return np.isin(labels, classes[len(classes) // 2 :]).astype(np.int64)
+
+
+@torch.no_grad()
+def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
+    """The embedder with a projection of the last map's cells to their first `dim` principal components.
+
+    Raises:
+        ValueError: the cells have fewer channels than `dim`.
+    """
+    cells = torch.cat([embedder.maps(batch)[0].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
+    if dim > cells.shape[1]:
+        raise ValueError(f"Finetuning.local_dim = {dim}, but the last map has {cells.shape[1]} channels.")
+    _, vectors = torch.linalg.eigh(cells.T.double().cov())
+    first = vectors.flip(1)[:, :dim].T.float()
+    projected = Embedder(**{**embedder.spec, "local_dim": dim}).to(cells.device)
+    local = {"local.weight": first[:, :, None, None], "local.bias": -first @ cells.mean(0)}
+    projected.load_state_dict({**embedder.state_dict(), **local})
+    return projected.eval()
+
+
+def embed(embedder: Embedder, images: ImageSet) -> Tensor:
+    """(N, Dg) of all images."""
+    return torch.cat([embedder(batch) for batch in _batches(embedder, images)])
+
+
+def pool(embedder: Embedder, images: ImageSet) -> Tensor:
+    """(N, C) pooled features of all images."""
+    with torch.no_grad():
+        return torch.cat([embedder.pool(embedder.maps(batch)[0]) for batch in _batches(embedder, images)])
+
+
+def _batches(embedder: Embedder, images: ImageSet) -> Iterator[Tensor]:
+    device = next(embedder.parameters()).device
+    parts = [range(i, min(i + IMAGES, len(images))) for i in range(0, len(images), IMAGES)]
+    loaded = ahead(lambda part: embedder.input([images.image(i) for i in part]), parts)
+    for _ in track(parts, "describing"):
+        yield next(loaded).to(device)
+
+
+def _sides(area: float, shape: float) -> tuple[float, float]:
+    return (area * shape) ** 0.5, (area / shape) ** 0.5

@@ -1,0 +1,28 @@
+"""Work done on other threads before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+THREADS = 2
+WAITING = 4  # items under way or done
+
+
+def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Like map, with the next few items under way on threads."""
+    pending: list[Future[B]] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) == WAITING:
+                    yield pending.pop(0).result()
+            while pending:
+                yield pending.pop(0).result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,190 @@
+"""Trained global descriptors: every loss, what is frozen, resuming, halves, projected locals, and the command."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from small import QUICK, write_glyphs
+
+from experiments import embed, run
+from experiments.embedding import FILE, HALF_FILES, trained_globals
+from locore.datasets import benchmarks
+from locore.descriptors import Extractor
+from locore.descriptors.embedder import Embedder
+from locore.descriptors.finetune import LOSSES, Finetuning, halves, with_locals
+from locore.training import Training
+
+START = Extractor(image_size=32, local_stage=3, grid=2)
+TRAINING = Training(steps=4, batch=12, warmup=1, validate_every=2, learning_rate=1e-3)
+SMALL = Finetuning(dim=16, per_class=3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_glyphs(tmp_path_factory.mktemp("images"), classes=24, images=6)
+
+
+@pytest.fixture(scope="module")
+def images(root):
+    return benchmarks.create("folder", path=str(root)).train
+
+
+def fit(settings, images, folder, training=TRAINING, seed=3):
+    folder.mkdir(exist_ok=True)
+    return settings.fit(START.embedder(), images, training, folder, seed)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_the_network_and_the_head(loss, images, tmp_path):
+    trained, state = fit(replace(SMALL, loss=loss), images, tmp_path)
+    assert len(state["history"]["loss"]) == 4 and state["history"]["validation"][-1]["R@1"] >= 0
+    start = START.embedder().network.state_dict()
+    changed = [name for name, value in trained.network.state_dict().items() if not torch.equal(value, start[name])]
+    assert changed and not any("running" in name for name in changed)  # batch norm's statistics are frozen
+
+
+def test_what_is_not_to_be_trained_stays(images, tmp_path):
+    start = START.embedder().network.state_dict()
+    trained, _ = fit(replace(SMALL, frozen=True), images, tmp_path / "frozen")
+    assert all(torch.equal(value, start[name]) for name, value in trained.network.state_dict().items())
+    trained, _ = fit(replace(SMALL, frozen_batch_norm=False), images, tmp_path / "statistics")
+    assert not torch.equal(trained.network.state_dict()["bn1.running_mean"], start["bn1.running_mean"])
+
+
+def test_a_head_on_frozen_features_separates_what_it_is_trained_on(images, tmp_path):
+    training = replace(TRAINING, steps=60, batch=30, validate_every=60)
+    _, state = fit(replace(SMALL, frozen=True, dim=32), images, tmp_path, training)
+    assert np.mean(state["history"]["loss"][-5:]) < 0.7 * np.mean(state["history"]["loss"][:5])
+
+
+def test_a_batch_is_so_many_images_of_a_class_and_follows_from_seed_and_step(images):
+    rows = SMALL.batch(images.labels, 12, step=5, seed=1)
+    _, counts = np.unique(images.labels[rows], return_counts=True)
+    assert counts.tolist() == [3, 3, 3, 3] and len(set(rows)) == 12
+    assert (rows == SMALL.batch(images.labels, 12, step=5, seed=1)).all()
+    assert (rows != SMALL.batch(images.labels, 12, step=6, seed=1)).any()
+    few = SMALL.batch(np.array([0, 0, 1, 1, 2, 2]), 6, step=0, seed=0)
+    assert len(few) == 6  # a class of two gives three
+
+
+def test_resumed_it_ends_bitwise_as_unbroken(images, tmp_path, monkeypatch):
+    unbroken, _ = fit(replace(SMALL, loss="proxy_anchor"), images, tmp_path / "unbroken")
+
+    class Killed(Exception):
+        pass
+
+    step, count = Training._step, 0
+
+    def killed_at_the_fourth(*arguments):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise Killed
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "_step", killed_at_the_fourth)
+        fit(replace(SMALL, loss="proxy_anchor"), images, tmp_path / "broken")
+    resumed, _ = fit(replace(SMALL, loss="proxy_anchor"), images, tmp_path / "broken")
+    assert all(torch.equal(resumed.state_dict()[n], value) for n, value in unbroken.state_dict().items())
+
+
+def test_an_extractor_describes_as_the_embedder_that_was_saved(images, tmp_path):
+    trained, _ = fit(SMALL, images, tmp_path)
+    trained.save(tmp_path / FILE)
+    extractor = replace(START, weights=str(tmp_path / FILE))
+    some = [images.image(i) for i in range(4)]
+    with torch.no_grad():
+        expected = trained(trained.input(some))
+    assert extractor.sizes == (16, 112)
+    torch.testing.assert_close(extractor.describe(some).global_.float(), expected, atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match=r"trained with image_size 32; set Extractor\.image_size"):
+        _ = replace(extractor, image_size=64).sizes
+    with pytest.raises(ValueError, match="No trained embedder at"):
+        _ = replace(extractor, weights=str(tmp_path / "none.safetensors")).sizes
+    (tmp_path / FILE).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is damaged"):
+        _ = replace(extractor, weights=str(tmp_path / FILE)).sizes
+
+
+def test_projected_locals_are_principal_components(images):
+    embedder = Embedder.pretrained("tf_efficientnet_lite0", "bundled", 64, "avg")
+    projected = with_locals(embedder, images, 3)
+    with torch.no_grad():
+        batch = embedder.input([images.image(i) for i in range(len(images))])
+        cells = embedder.maps(batch)[0].flatten(2).mT.flatten(0, 1).numpy()
+        ours = projected.maps(batch)[1].flatten(2).mT.flatten(0, 1).numpy()
+    theirs = PCA(3, svd_solver="full").fit_transform(cells)
+    np.testing.assert_allclose(abs(ours), abs(theirs), atol=2e-2 * abs(theirs).max())
+    with pytest.raises(ValueError, match="has 1280 channels"):
+        with_locals(embedder, images, 5000)
+
+
+def test_images_are_described_by_the_embedder_that_has_not_seen_their_class(images, tmp_path):
+    for number, name in enumerate((FILE, *HALF_FILES)):
+        torch.manual_seed(number)
+        Embedder(START.model, START.image_size, dim=8).save(tmp_path / name)
+    globals_, made_by = trained_globals(tmp_path, START, images, fitted=True)
+    half = halves(images.labels)
+    assert (made_by == 1 - half).all() and 0 < half.mean() < 1
+    assert all(len(set(half[images.labels == label])) == 1 for label in images.labels)
+    for number, name in enumerate(HALF_FILES):
+        own = np.flatnonzero(made_by == number)
+        by_itself = replace(START, weights=str(tmp_path / name)).extract(images).global_
+        assert torch.equal(globals_[own], by_itself[own])
+    globals_, made_by = trained_globals(tmp_path, START, images, fitted=False)
+    assert torch.equal(globals_, replace(START, weights=str(tmp_path / FILE)).extract(images).global_)
+    assert (made_by == 0).all()
+
+
+COMMAND = [
+    "Extractor.image_size = 32",
+    "Extractor.local_stage = 3",
+    "Embedding.benchmark = 'folder'",
+    "Embedding.halves = True",
+    "Finetuning.dim = 16",
+    "Training.steps = 2",
+    "Training.batch = 8",
+    "Training.validate_every = 1",
+]
+
+
+def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys):
+    def command(main, gin, out, *lines):
+        settings = [part for line in lines for part in ("--set", line)]
+        return main(["--gin", gin, "--out", str(tmp_path / out), *settings])
+
+    path = f"folder.path = '{root}'"
+    assert command(embed.main, "gin/embed/multi_similarity.gin", "embed", *COMMAND, path) == 0
+    printed = capsys.readouterr().out
+    assert "before" in printed and "trained" in printed
+    metrics = json.loads((tmp_path / "embed" / "metrics.json").read_text())
+    for name in (FILE, *HALF_FILES):
+        assert (tmp_path / "embed" / name).exists()
+    lines = [*QUICK, path, f"Experiment.embedder = '{tmp_path / 'embed'}'", "Experiment.global_token = False"]
+    assert command(run.main, "gin/query_attention.gin", "run", *lines) == 0
+    reranked = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert reranked["global"] == pytest.approx(metrics["trained"])
+    assert command(embed.main, "gin/embed/multi_similarity.gin", "embed", *COMMAND, path) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Finetuning.loss = 'proxy_ancor'", "did you mean 'proxy_anchor'"),
+        ("Finetuning.pooling = 'agv'", "did you mean 'avg'"),
+        ("Finetuning.smallest_crop = 0.0", "must be in (0, 1]"),
+        ("Finetuning.per_class = 1", "at least 2"),
+        ("Training.batch = 7", "set Training.batch or Finetuning.per_class"),
+        ("Embedding.benchmark = 'glyph'", "did you mean 'glyphs'"),
+    ],
+)
+def test_wrong_settings_get_one_sentence(root, tmp_path, capsys, line, words):
+    settings = [part for each in (*COMMAND, f"folder.path = '{root}'", line) for part in ("--set", each)]
+    assert embed.main(["--gin", "gin/embed/proxy_anchor.gin", "--out", str(tmp_path / "run"), *settings]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and words in error
