@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "experiments.compare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("gin", nargs="+", metavar="FILE", help="gin files, one a row of the table")
+    parser.add_argument("rows", nargs="+", metavar="FILE", help="gin files, one a row of the table")
+    parser.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
     parser.add_argument("--results", type=Path, help="small files worth keeping (default: results/<benchmark>)")
@@ -42,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if len({Path(file).stem for file in options.gin}) < len(options.gin):
+    if len({Path(file).stem for file in options.rows}) < len(options.rows):
         raise ValueError("Two gin files have the same name, and rows are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.
     configurations = {
-        (Path(file).stem, seed): (file, *prepare([file], options.set, seed))
-        for file in options.gin
+        (Path(file).stem, seed): (file, *prepare([file, *options.gin], options.set, seed))
+        for file in options.rows
         for seed in options.seeds
     }
     first = next(iter(configurations.values()))[1]
@@ -70,6 +71,8 @@ def _compare(options: argparse.Namespace) -> int:
                 "--out",
                 str(folder),
             ]
+            for mixed in options.gin:
+                command += ["--gin", mixed]
             for line in options.set:
                 command += ["--set", line]
             print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)

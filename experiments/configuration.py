@@ -16,6 +16,7 @@ from backbones.registry import suggest
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.descriptors.finetune import Finetuning
+from locore.lists import Sampling
 from locore.training import Training
 
 PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
@@ -38,6 +39,7 @@ SETTINGS = {
 T = TypeVar("T")
 extractor = gin.external_configurable(Extractor, module="locore")
 training = gin.external_configurable(Training, module="locore")
+sampling = gin.external_configurable(Sampling, module="locore")
 finetuning = gin.external_configurable(Finetuning, module="locore")
 
 
@@ -82,7 +84,7 @@ def _read(parser: Callable, text: str, said: str, **options) -> None:
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
-            known = ["Experiment", "Embedding", "Extractor", "Training", "Finetuning", *SETTINGS]
+            known = ["Experiment", "Embedding", "Extractor", "Training", "Sampling", "Finetuning", *SETTINGS]
             raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
         raise ValueError(f"In '{said}': {error}") from error
 

@@ -16,7 +16,7 @@ from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import files
 from locore.datasets import Benchmark, ImageSet, benchmarks
-from locore.descriptors import Extractor
+from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.finetune import Finetuning, halves
 from locore.evaluation import Search, interval
 from locore.report import pictures
@@ -100,24 +100,34 @@ class Embedding:
         return Search.of(queries, gallery, answers, groups, benchmark.self_index, 1, benchmark.ks)
 
 
-def trained_globals(folder: Path, like: Extractor, images: ImageSet, fitted: bool) -> tuple[Tensor, np.ndarray]:
-    """Global descriptors (N, Dg) by the embedders in a folder, and (N,) which embedder made each.
+def describe(folder: Path, like: Extractor, images: ImageSet, fitted: bool) -> tuple[Descriptors, np.ndarray]:
+    """Descriptors by the embedders in a folder, and (N,) which embedder made each.
+
+    Where there are embedders of halves, an image that they were fitted on is described by the one that has never seen
+    its class, as test images are. Their global descriptors are turned to lie as the whole embedder's do.
 
     Args:
-        like: whose model and image size they have. fitted: these are the images that they were trained on; then each is
-            described by the embedder that has never seen its class, where there are embedders of halves.
+        like: model, image size and locals. fitted: these are the images that the embedders were trained on.
     """
 
-    def by(file: str) -> Tensor:
-        return (
-            replace(like, weights=str(folder / file), local_stage=None, locals_="grid", grid=1).extract(images).global_
-        )
+    def by(file: str) -> Descriptors:
+        return replace(like, weights=str(folder / file)).extract(images)
 
+    whole = by(FILE)
     if not (fitted and all((folder / file).exists() for file in HALF_FILES)):
-        return by(FILE), np.zeros(len(images), dtype=np.int64)
-    other = 1 - halves(images.labels)
-    first, second = (by(file) for file in HALF_FILES)
-    return torch.where(torch.from_numpy(other)[:, None] == 0, first, second), other
+        return whole, np.zeros(len(images), dtype=np.int64)
+    made_by = 1 - halves(images.labels)
+    first, second = (turned(by(file), whole.global_) for file in HALF_FILES)
+    return Descriptors.where(torch.from_numpy(made_by == 0), first, second), made_by
+
+
+def turned(descriptors: Descriptors, like: Tensor) -> Descriptors:
+    """Global descriptors (N, D) turned, and mirrored if need be, to lie nearest to others of the same images.
+
+    Orthogonal Procrustes (Schoenemann 1966): inner products among them stay what they are.
+    """
+    u, _, vh = torch.linalg.svd(descriptors.global_.double().T @ like.double())
+    return replace(descriptors, global_=(descriptors.global_.double() @ (u @ vh)).to(like.dtype))
 
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Embedding, str]:

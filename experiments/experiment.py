@@ -17,15 +17,15 @@ from torch import Tensor
 
 from backbones import ListLayout
 from backbones.registry import suggest
-from experiments.configuration import SETTINGS, built, extractor, training
-from experiments.embedding import FILE, trained_globals
+from experiments.configuration import SETTINGS, built, extractor, sampling, training
+from experiments.embedding import FILE, describe
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files
 from locore.datasets import Benchmark, ImageSet, Relevance, benchmarks
 from locore.descriptors import Descriptors, Extractor
 from locore.evaluation import Search, summary
-from locore.lists import Lists, fit_reranker
+from locore.lists import Lists, Sampling, fit_reranker
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.retrieval import search
@@ -49,7 +49,7 @@ class Experiment:
         benchmark, backbone, size: registered names. candidates: K.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whiten: start the projections as a whitening of the training descriptors.
-        embedder: a run folder of `experiments.embed`, whose global descriptors take the place of the extractor's.
+        embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
         weights: what the trained model is evaluated in, "float32" or "bfloat16".
     """
 
@@ -65,6 +65,7 @@ class Experiment:
     embedder: str | None = None
     weights: str = "float32"
     extractor: Extractor = field(default_factory=extractor)
+    sampling: Sampling = field(default_factory=sampling)
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
@@ -73,9 +74,8 @@ class Experiment:
         benchmarks.entry(self.benchmark)
         self.benchmark_settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.benchmark_settings)
-        global_dim, local_dim = self.extractor.sizes
-        if self.embedder:
-            global_dim, _ = replace(self.extractor, weights=str(Path(self.embedder) / FILE)).sizes
+        whole = str(Path(self.embedder) / FILE) if self.embedder else self.extractor.weights
+        global_dim, local_dim = replace(self.extractor, weights=whole).sizes
         self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
         self.model_settings = {
             "encoder": self.backbone,
@@ -171,11 +171,9 @@ class Experiment:
 
     def _describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""
-        described = self.extractor.extract(images)
-        if not self.embedder:
-            return described, np.zeros(len(images), dtype=np.int64)
-        globals_, made_by = trained_globals(Path(self.embedder), self.extractor, images, fitted)
-        return replace(described, global_=globals_), made_by
+        if self.embedder:
+            return describe(Path(self.embedder), self.extractor, images, fitted)
+        return self.extractor.extract(images), np.zeros(len(images), dtype=np.int64)
 
     def _training_lists(
         self, descriptors: Descriptors, labels: np.ndarray, made_by: np.ndarray
@@ -186,16 +184,17 @@ class Experiment:
         fewest = int(np.searchsorted(images, self.candidates, side="right")) + 1
         held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        listed = np.empty((len(rows), self.candidates), dtype=np.int64)
+        count, depth = self.sampling.sizes(self.candidates)
+        neighbours = np.empty((len(rows), depth), dtype=np.int64)
         for maker in np.unique(made_by):
             own = np.flatnonzero(made_by[rows] == maker)
-            if len(own) <= self.candidates:
+            if len(own) <= depth:
                 raise ValueError(
-                    f"{len(labels)} training images are too few to train and to validate with lists of "
-                    f"{self.candidates}; lower Experiment.candidates or add classes."
+                    f"{len(labels)} training images are too few to train and to validate with lists from {depth} "
+                    "neighbours; lower Experiment.candidates or Sampling.depth, or add classes."
                 )
             globals_ = descriptors.global_[rows[own]].float().numpy()
-            listed[own] = own[search(globals_, globals_, self.candidates, np.arange(len(own))).indices]
+            neighbours[own] = own[search(globals_, globals_, depth, np.arange(len(own))).indices]
         fitted, validating = descriptors[torch.from_numpy(rows)], descriptors[torch.from_numpy(others)]
         asked = np.random.default_rng(0).permutation(len(others))[:VALIDATION_QUERIES]
         validation = Search.of(
@@ -206,7 +205,7 @@ class Experiment:
             asked,
             self.candidates,
         )
-        return Lists(fitted, listed, labels[rows]), validation
+        return Lists(fitted, neighbours, labels[rows], count, self.sampling), validation
 
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:

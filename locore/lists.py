@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,28 +18,77 @@ from locore.training import Training, Validate
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Training lists: each image asks, its nearest neighbours are the candidates.
+class Sampling:
+    """How lists are drawn from the neighbours of an image.
 
     Attributes:
-        descriptors: of N images. candidates: (N, K) neighbours of each. labels: (N,) classes.
+        candidates: K of a training list; None = as many as are re-ranked in the end.
+        depth: how many neighbours they are drawn from, anew each time; None = as many as candidates.
+        fewest, most: positives of a list, as far as there are so many among its neighbours.
+        token_dropout: share of the local descriptors that is masked, in every image anew.
+        label_smoothing: of the loss, see `torch.nn.functional.cross_entropy`.
+    """
+
+    candidates: int | None = None
+    depth: int | None = None
+    fewest: int = 0
+    most: int | None = None
+    token_dropout: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if self.candidates and self.depth and self.depth < self.candidates:
+            raise ValueError(f"Sampling.depth {self.depth} is less than Sampling.candidates {self.candidates}.")
+        if self.most is not None and self.most < self.fewest:
+            raise ValueError(f"Sampling.most {self.most} is less than Sampling.fewest {self.fewest}.")
+        for name in ("token_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Sampling.{name} = {getattr(self, name)} must be in [0, 1).")
+
+    def sizes(self, reranked: int) -> tuple[int, int]:
+        """K and depth where `reranked` candidates are re-ranked in the end."""
+        count = self.candidates or reranked
+        return count, max(self.depth or count, count)
+
+    def draw(self, right: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """(count,) places among neighbours of which `right` (depth,) bool are positives, in random order."""
+        places = random.permutation(len(right))
+        drawn = int(right[places[:count]].sum())
+        most = count if self.most is None else self.most
+        # As many negatives as there are bound it from below, as many positives as there are from above.
+        wanted = max(min(max(drawn, self.fewest), most, int(right.sum()), count), count - int((~right).sum()))
+        chosen = np.concatenate([places[right[places]][:wanted], places[~right[places]][: count - wanted]])
+        return random.permutation(chosen)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Training lists: each image asks, candidates are drawn from its nearest neighbours.
+
+    Attributes:
+        descriptors: of N images. neighbours: (N, depth) of each. labels: (N,) classes.
+        candidates: K of a list. sampling: how they are drawn.
     """
 
     descriptors: Descriptors
-    candidates: np.ndarray
+    neighbours: np.ndarray
     labels: np.ndarray
+    candidates: int
+    sampling: Sampling = Sampling()
 
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> tuple[Shortlist, Tensor]:
-        """The lists of a step: every image once an epoch, each list's candidates in an order of its own."""
-        places = np.arange(step * size, (step + 1) * size)
-        count = len(self.labels)
-        rows = np.array([_permutation(seed, int(place // count), count)[place % count] for place in places])
-        shuffled = np.random.default_rng((seed, step, 1)).permuted(self.candidates[rows], axis=1)
-        labels = (self.labels[shuffled] == self.labels[rows][:, None]).astype(np.int64)
-        shortlist = Shortlist.gather(
-            self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(shuffled), device
+        """The lists of a step: every image asks once an epoch, its candidates are in an order of their own."""
+        count, random = len(self.labels), np.random.default_rng((seed, step, 1))
+        rows = np.array(
+            [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]
         )
-        return shortlist, torch.from_numpy(labels).to(device)
+        right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
+        places = np.stack([self.sampling.draw(each, self.candidates, random) for each in right])
+        listed, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
+        shortlist = Shortlist.gather(
+            self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(listed), device
+        )
+        return shortlist, torch.from_numpy(labels.astype(np.int64)).to(device)
 
 
 @lru_cache(maxsize=2)
@@ -53,13 +102,26 @@ def fit_reranker(
 ) -> dict:
     """Train a re-ranker on lists; arguments, result and errors as `Training.fit`."""
     model.encoder.gradient_checkpointing = training.gradient_checkpointing
+    sampling = lists.sampling
 
     def losses(trained: nn.Module, step: int, device: torch.device) -> Iterator[Tensor]:
         shortlist, labels = lists.batch(step, training.batch, seed, device)
         for part, part_labels in _parts(shortlist, labels, training.accumulation):
-            yield ListwiseReranker.loss(trained(part), part_labels) / training.accumulation
+            if sampling.token_dropout:
+                part = replace(
+                    part,
+                    query=_dropped(part.query, sampling.token_dropout),
+                    candidates=_dropped(part.candidates, sampling.token_dropout),
+                )
+            loss = ListwiseReranker.loss(trained(part), part_labels, sampling.label_smoothing)
+            yield loss / training.accumulation
 
     return training.fit(model, losses, validate, folder, seed)
+
+
+def _dropped(descriptors: Descriptors, share: float) -> Descriptors:
+    """The same with a random share of the locals masked."""
+    return replace(descriptors, mask=descriptors.mask & (torch.rand_like(descriptors.weight) >= share))
 
 
 def _parts(shortlist: Shortlist, labels: Tensor, count: int) -> Iterator[tuple[Shortlist, Tensor]]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from small import QUICK, write_glyphs
+from torch.nn import functional as F
 
 from experiments import embed, run
-from experiments.embedding import FILE, HALF_FILES, trained_globals
+from experiments.embedding import FILE, HALF_FILES, describe, turned
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.descriptors.embedder import Embedder
@@ -127,17 +128,28 @@ def test_images_are_described_by_the_embedder_that_has_not_seen_their_class(imag
     for number, name in enumerate((FILE, *HALF_FILES)):
         torch.manual_seed(number)
         Embedder(START.model, START.image_size, dim=8).save(tmp_path / name)
-    globals_, made_by = trained_globals(tmp_path, START, images, fitted=True)
+    found, made_by = describe(tmp_path, START, images, fitted=True)
     half = halves(images.labels)
     assert (made_by == 1 - half).all() and 0 < half.mean() < 1
     assert all(len(set(half[images.labels == label])) == 1 for label in images.labels)
     for number, name in enumerate(HALF_FILES):
         own = np.flatnonzero(made_by == number)
-        by_itself = replace(START, weights=str(tmp_path / name)).extract(images).global_
-        assert torch.equal(globals_[own], by_itself[own])
-    globals_, made_by = trained_globals(tmp_path, START, images, fitted=False)
-    assert torch.equal(globals_, replace(START, weights=str(tmp_path / FILE)).extract(images).global_)
+        alone = replace(START, weights=str(tmp_path / name)).extract(images)[own]
+        assert torch.equal(found[own].local, alone.local)
+        similarities = [each.float() @ each.float().T for each in (found.global_[own], alone.global_)]
+        torch.testing.assert_close(*similarities, atol=5e-3, rtol=0)  # turned, not changed
+    found, made_by = describe(tmp_path, START, images, fitted=False)
+    assert torch.equal(found.global_, replace(START, weights=str(tmp_path / FILE)).extract(images).global_)
     assert (made_by == 0).all()
+
+
+def test_turning_undoes_a_rotation(images):
+    torch.manual_seed(0)
+    described = START.extract(images)
+    globals_ = F.normalize(torch.randn(len(images), 6), dim=-1)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6))
+    back = turned(replace(described, global_=globals_ @ rotation), globals_)
+    torch.testing.assert_close(back.global_, globals_, atol=1e-5, rtol=0)
 
 
 COMMAND = [

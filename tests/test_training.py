@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from locore.lists import Lists, _parts, fit_reranker
+from locore.lists import Lists, Sampling, _dropped, _parts, fit_reranker
 from locore.reranking import ListwiseReranker, Shortlist
 from locore.training import Training
 
@@ -18,7 +18,7 @@ def lists(images=30, candidates=5) -> Lists:
     descriptors = Shortlist.random(images, 1, 4, 12, 20).query
     random = np.random.default_rng(0)
     others = np.stack([random.permutation(np.delete(np.arange(images), i))[:candidates] for i in range(images)])
-    return Lists(descriptors, others, np.arange(images) // 3)
+    return Lists(descriptors, others, np.arange(images) // 3, candidates)
 
 
 def model() -> ListwiseReranker:
@@ -73,17 +73,49 @@ def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path)
 def test_every_image_asks_once_an_epoch_and_candidates_are_shuffled():
     table = lists()
     numbered = replace(table.descriptors, weight=torch.arange(30.0)[:, None].expand(-1, 4))
-    table = Lists(numbered, table.candidates, table.labels)
+    table = replace(table, descriptors=numbered)
     asked, orders = [], []
     for step in range(6):
         shortlist, labels = table.batch(step, 5, 0, torch.device("cpu"))
         rows = shortlist.query.weight[:, 0].long().numpy()
         candidates = shortlist.candidates.weight[..., 0].long().numpy()
         asked += rows.tolist()
-        assert (np.sort(candidates) == np.sort(table.candidates[rows])).all()
+        assert (np.sort(candidates) == np.sort(table.neighbours[rows])).all()
         assert (labels.numpy() == (table.labels[candidates] == table.labels[rows][:, None])).all()
-        orders.append((candidates != table.candidates[rows]).any())
+        orders.append((candidates != table.neighbours[rows]).any())
     assert sorted(asked) == list(range(30)) and all(orders)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "positives"),
+    [
+        (Sampling(), range(0, 7)),
+        (Sampling(fewest=3), range(3, 7)),
+        (Sampling(most=1), range(0, 2)),
+        (Sampling(fewest=2, most=2), range(2, 3)),
+        (Sampling(fewest=9), range(6, 7)),  # there are only so many
+        (Sampling(most=0), range(2, 3)),  # and only so many others
+    ],
+)
+def test_lists_are_drawn_with_as_many_positives_as_asked(sampling, positives):
+    random = np.random.default_rng(0)
+    many = sampling.most == 0
+    right = np.array([True] * 6 + [False] * (6 if many else 30))
+    seen, counts = set(), set()
+    for _ in range(300):
+        places = sampling.draw(right, 8, random)
+        assert len(places) == len(set(places)) == 8
+        counts.add(int(right[places].sum()))
+        seen |= set(places.tolist())
+    assert counts <= set(positives) and seen >= set(np.flatnonzero(~right).tolist())
+
+
+def test_token_dropout_masks_about_that_share_and_never_changes_the_lists():
+    torch.manual_seed(0)
+    descriptors = Shortlist.random(50, 1, 40, 4, 4).query
+    kept = _dropped(descriptors, 0.3)
+    assert 0.65 < float(kept.mask.float().mean()) < 0.75 and bool(descriptors.mask.all())
+    assert torch.equal(kept.local, descriptors.local)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -123,3 +155,10 @@ def test_wrong_options_are_said():
     ):
         with pytest.raises(ValueError, match=words):
             Training(**options)
+    for options, words in (
+        ({"candidates": 8, "depth": 4}, "less than"),
+        ({"fewest": 3, "most": 1}, "less than"),
+        ({"token_dropout": 1.0}, "must be in"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Sampling(**options)

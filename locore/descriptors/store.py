@@ -39,6 +39,15 @@ class Descriptors:
         """Descriptors of some images: one indexed read of each tensor."""
         return Descriptors(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    @classmethod
+    def where(cls, condition: Tensor, ours: Descriptors, theirs: Descriptors) -> Descriptors:
+        """Images of `ours` where condition (N,) holds, else of `theirs`."""
+
+        def chosen(one: Tensor, other: Tensor) -> Tensor:
+            return torch.where(condition.view(-1, *[1] * (one.ndim - 1)), one, other)
+
+        return cls(*(chosen(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(cls)))
+
     def to(self, device: torch.device | str) -> Descriptors:
         """The same on a device, floating-point tensors as float32."""
         return Descriptors(

@@ -200,14 +200,17 @@ class ListwiseReranker(nn.Module):
         return self.encoder(tokens, layout, mask).unflatten(1, (layout.images, layout.block))
 
     @staticmethod
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy over all tokens of the candidates' blocks, SEP and masked locals included.
 
         Args:
             logits: (B, 1 + K, S, 2). labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            smoothing: of the labels.
         """
         targets = labels[:, :, None].expand(-1, -1, logits.shape[2])
-        return F.cross_entropy(logits[:, 1:].flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(
+            logits[:, 1:].flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
+        )
 
     def scores(self, logits: Tensor) -> Tensor:
         """logits (B, 1 + K, S, 2) -> (B, K): from the raw logits of the positive class."""
