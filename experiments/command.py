@@ -23,7 +23,7 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
         return 130
 
 
@@ -42,10 +42,10 @@ def gin_parser(program: str, description: str | None) -> argparse.ArgumentParser
     return parser
 
 
-def run_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """Arguments of the commands that fill a run folder."""
+def run_parser(program: str, description: str | None, folder: str) -> argparse.ArgumentParser:
+    """Arguments of the commands that fill a run folder, by default `folder` below `runs`."""
     parser = gin_parser(program, description)
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/<name of the first gin file>[-seed<seed>])")
+    parser.add_argument("--out", type=Path, help=f"run folder (default: runs/{folder}[-seed<seed>])")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="it is an error if there is no run to go on with")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and sizes, and stop")
@@ -53,11 +53,14 @@ def run_parser(program: str, description: str | None) -> argparse.ArgumentParser
 
 
 @contextmanager
-def run_folder(options: argparse.Namespace, name: str, config: str) -> Iterator[tuple[Path, dict | None]]:
+def run_folder(
+    options: argparse.Namespace, name: str, config: str, checkpoint: str
+) -> Iterator[tuple[Path, dict | None]]:
     """The folder of a run, locked, its configuration written and its log open; and the metrics of a finished run.
 
     Args:
         name: of the folder below `runs`, where the user gives none. config: what tells one run from another.
+        checkpoint: the first one, below the folder; from then on there is something to lose.
 
     Raises:
         ValueError: the folder is in use, or has a run of another configuration, or there is none to resume.
@@ -71,8 +74,9 @@ def run_folder(options: argparse.Namespace, name: str, config: str) -> Iterator[
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"The run folder '{folder}' is in use by another process; give another --out.") from None
-        begun = any(folder.glob("**/last.safetensors")) or (folder / "metrics.json").exists()
-        if begun and (folder / "config.gin").read_text() != config:
+        known = (folder / "config.gin").read_text() if (folder / "config.gin").exists() else None
+        begun = known is not None and any((folder / name).exists() for name in ("metrics.json", checkpoint))
+        if begun and known != config:
             raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
         if (folder / "metrics.json").exists():
             print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")

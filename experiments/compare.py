@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
-    parser.add_argument("--results", type=Path, help="small files worth keeping (default: results/<benchmark>)")
+    parser.add_argument(
+        "--results", type=Path, help="tables, and metrics of runs and queries (default: results/<benchmark>)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders, with their weights")
     options = parser.parse_args(arguments)
     return guarded(lambda: _compare(options))
@@ -51,7 +53,14 @@ def _compare(options: argparse.Namespace) -> int:
         for file in options.rows
         for seed in options.seeds
     }
-    first = next(iter(configurations.values()))[1]
+    (first_name, _), (_, first, _) = next(iter(configurations.items()))
+    for (name, _), (_, experiment, _) in configurations.items():
+        for what in ("benchmark", "benchmark_settings", "candidates", "extractor"):
+            if getattr(experiment, what) != getattr(first, what):
+                raise ValueError(
+                    f"'{name}' and '{first_name}' differ in {what}: {getattr(experiment, what)} and "
+                    f"{getattr(first, what)}; rows of one table re-rank the same shortlists."
+                )
     results = options.results or Path("results") / first.benchmark
     finished: dict[str, list[dict]] = defaultdict(list)
     failed: dict[str, str] = {}

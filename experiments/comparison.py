@@ -89,7 +89,7 @@ def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[st
     if len(per_query) < 2:
         return ""
     values = {
-        name: {m: np.mean([[float(row[f"re-ranked {m}"]) for row in run] for run in runs], axis=0) for m in shown}
+        name: {m: np.mean([[float(row[f"reranked {m}"]) for row in run] for run in runs], axis=0) for m in shown}
         for name, runs in per_query.items()
     }
     groups = np.array([row["class"] for row in next(iter(per_query.values()))[0]])

@@ -3,10 +3,10 @@
 Fine-tunes a vision model with a metric-learning loss on the training classes of a benchmark, measures it on the test
 classes, and leaves `embedder.safetensors` in the run folder. To re-rank what it finds:
 
-  python -m experiments.run --gin gin/mamba.gin … --set "Experiment.embedder = 'runs/embed'"
+  python -m experiments.run --gin gin/mamba.gin --set "Experiment.embedder = 'runs/embed-multi_similarity'"
 
-With `Embedding.halves = True` it also trains one embedder on each half of the training classes, so that training lists
-can be drawn with a descriptor that has never seen their classes; `experiments.run` then does so by itself.
+With `Embedding.halves = True` it also trains one embedder on each half of the training classes; then training images
+are described by the one that has never seen their class, as no network has seen a test class.
 After a kill, the same command goes on where it was.
 """
 
@@ -22,7 +22,7 @@ from locore.allocator import keep_freed_memory
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    options = run_parser("experiments.embed", __doc__).parse_args(arguments)
+    options = run_parser("experiments.embed", __doc__, "embed-<name of the first gin file>").parse_args(arguments)
     return guarded(lambda: _embed(options))
 
 
@@ -35,7 +35,10 @@ def _embed(options: argparse.Namespace) -> int:
         print(config)
         print(f"Parameters: {embedding.parameters():,}")
         return 0
-    with run_folder(options, f"embed-{Path(options.gin[0]).stem}", config) as (folder, finished):
+    with run_folder(options, f"embed-{Path(options.gin[0]).stem}", config, "embedder/last.safetensors") as (
+        folder,
+        finished,
+    ):
         print(table(finished or embedding.run(folder, options.seed, config)))
     return 0
 

@@ -8,22 +8,18 @@ from pathlib import Path
 
 import gin
 import numpy as np
-import torch
-from torch import Tensor
 
 from experiments.configuration import SETTINGS, built, extractor, finetuning, training
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import files
-from locore.datasets import Benchmark, ImageSet, benchmarks
-from locore.descriptors import Descriptors, Extractor
-from locore.descriptors.finetune import Finetuning, halves
+from locore.datasets import Benchmark, benchmarks
+from locore.descriptors import Extractor
+from locore.descriptors.finetune import Finetuning
+from locore.descriptors.unseen import FITTED_ON, WHOLE, halves
 from locore.evaluation import Search, interval
 from locore.report import pictures
 from locore.training import Training
-
-FILE = "embedder.safetensors"
-HALF_FILES = ("fitted-on-half0.safetensors", "fitted-on-half1.safetensors")
 
 
 @gin.configurable
@@ -49,7 +45,7 @@ class Embedding:
         _ = self.extractor.sizes
 
     def parameters(self) -> int:
-        """Of the network that is trained, without head."""
+        """Of the network, without head."""
         return sum(p.numel() for p in self.extractor.embedder().network.parameters())
 
     def run(self, folder: Path, seed: int, config: str) -> dict:
@@ -60,23 +56,21 @@ class Embedding:
         if benchmark.train is None:
             raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
         half = halves(benchmark.train.labels)
-        parts = [(FILE, np.arange(len(half)))]
+        parts = {WHOLE: benchmark.train}
         if self.halves:
-            parts += [(name, np.flatnonzero(half == number)) for number, name in enumerate(HALF_FILES)]
-        for file, rows in parts:
-            if (folder / file).exists():
-                continue
+            parts |= {f: benchmark.train.subset(np.flatnonzero(half == n)) for n, f in enumerate(FITTED_ON)}
+        for images in parts.values():
+            self.finetuning.split(images, self.training.batch)  # what cannot be trained is said before the first hour
+        for file, images in parts.items():
             work = folder / Path(file).stem
-            embedder, state = self.finetuning.fit(
-                self.extractor.embedder(), benchmark.train.subset(rows), self.training, work, seed
-            )
+            embedder, state = self.finetuning.fit(self.extractor.embedder(), images, self.training, work, seed)
             stage.seconds[f"training {work.name}"] = round(state["seconds"], 1)
             pictures.training(work / "training.png", state["history"])
             embedder.save(folder / file)
         with stage("evaluation"):
             searches = {
                 name: self._search(benchmark, weights)
-                for name, weights in (("before", self.extractor.weights), ("trained", str(folder / FILE)))
+                for name, weights in (("before", self.extractor.weights), ("trained", str(folder / WHOLE)))
             }
             values = {name: search.metrics(None, benchmark.ks) for name, search in searches.items()}
         metrics = {
@@ -87,6 +81,7 @@ class Embedding:
                 for n, v in values["before"].items()
             },
             "queries": len(searches["before"].rows),
+            "images": benchmark.train.fingerprint,
             "seconds": stage.seconds,
             **provenance(seed, config),
         }
@@ -98,36 +93,6 @@ class Embedding:
         queries, gallery = described.extract(benchmark.queries), described.extract(benchmark.gallery)
         answers, groups = next(iter(benchmark.protocols.values())), benchmark.queries.labels
         return Search.of(queries, gallery, answers, groups, benchmark.self_index, 1, benchmark.ks)
-
-
-def describe(folder: Path, like: Extractor, images: ImageSet, fitted: bool) -> tuple[Descriptors, np.ndarray]:
-    """Descriptors by the embedders in a folder, and (N,) which embedder made each.
-
-    Where there are embedders of halves, an image that they were fitted on is described by the one that has never seen
-    its class, as test images are. Their global descriptors are turned to lie as the whole embedder's do.
-
-    Args:
-        like: model, image size and locals. fitted: these are the images that the embedders were trained on.
-    """
-
-    def by(file: str) -> Descriptors:
-        return replace(like, weights=str(folder / file)).extract(images)
-
-    whole = by(FILE)
-    if not (fitted and all((folder / file).exists() for file in HALF_FILES)):
-        return whole, np.zeros(len(images), dtype=np.int64)
-    made_by = 1 - halves(images.labels)
-    first, second = (turned(by(file), whole.global_) for file in HALF_FILES)
-    return Descriptors.where(torch.from_numpy(made_by == 0), first, second), made_by
-
-
-def turned(descriptors: Descriptors, like: Tensor) -> Descriptors:
-    """Global descriptors (N, D) turned, and mirrored if need be, to lie nearest to others of the same images.
-
-    Orthogonal Procrustes (Schoenemann 1966): inner products among them stay what they are.
-    """
-    u, _, vh = torch.linalg.svd(descriptors.global_.double().T @ like.double())
-    return replace(descriptors, global_=(descriptors.global_.double() @ (u @ vh)).to(like.dtype))
 
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Embedding, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _read(path: Path) -> np.ndarray:
     """An array that stays on disk."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"There is no file '{path}'.") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"'{path}' is no array of numbers or strings that numpy.save wrote ({error}).") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"'{path}' holds several arrays; write the one that is meant with numpy.save.")
+    return found
 
 
 if __name__ == "__main__":

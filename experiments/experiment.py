@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,12 +20,12 @@ from torch import Tensor
 from backbones import ListLayout
 from backbones.registry import suggest
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
-from experiments.embedding import FILE, describe
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files
 from locore.datasets import Benchmark, ImageSet, Relevance, benchmarks
 from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import Search, summary
 from locore.lists import Lists, Sampling, fit_reranker
 from locore.report import pictures
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
-WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PICTURED = 8  # queries in lists.png
 
 
@@ -50,7 +52,7 @@ class Experiment:
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whiten: start the projections as a whitening of the training descriptors.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
-        weights: what the trained model is evaluated in, "float32" or "bfloat16".
+        evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
 
     benchmark: str = "glyphs"
@@ -63,19 +65,23 @@ class Experiment:
     dropout: float = 0.0
     whiten: bool = True
     embedder: str | None = None
-    weights: str = "float32"
+    evaluated_in: str = "float32"
     extractor: Extractor = field(default_factory=extractor)
     sampling: Sampling = field(default_factory=sampling)
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"Unknown Experiment.weights '{self.weights}'{suggest(self.weights, WEIGHTS)}")
+        if self.evaluated_in not in PRECISIONS:
+            unknown = self.evaluated_in
+            raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
         benchmarks.entry(self.benchmark)
         self.benchmark_settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.benchmark_settings)
-        whole = str(Path(self.embedder) / FILE) if self.embedder else self.extractor.weights
-        global_dim, local_dim = replace(self.extractor, weights=whole).sizes
+        if self.embedder:
+            self.trained = _finished(Path(self.embedder))
+            self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
+        global_dim, local_dim = self.extractor.sizes
+        self.sampling.sizes(self.candidates)
         self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
         self.model_settings = {
             "encoder": self.backbone,
@@ -100,6 +106,12 @@ class Experiment:
         """Of the re-ranker."""
         return sum(p.numel() for p in self.model(seed=0).parameters())
 
+    def weights_used(self) -> str:
+        """What is in the files of weights, as lines of the configuration: another file there is another run."""
+        folder = Path(self.embedder) if self.embedder else None
+        files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
+        return "".join(f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files_ if f.is_file())
+
     def run(self, folder: Path, seed: int, config: str) -> dict:
         """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         stage = Stages()
@@ -107,6 +119,11 @@ class Experiment:
             benchmark = benchmarks.create(self.benchmark, **self.benchmark_settings)
         if benchmark.train is None:
             raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
+        if self.embedder and have_halves(Path(self.embedder)) and self.trained["images"] != benchmark.train.fingerprint:
+            raise ValueError(
+                f"The embedders in '{self.embedder}' were trained on other images, so it is not known which of these "
+                "they have seen; train them on this benchmark, or without Embedding.halves."
+            )
         with stage("descriptors"):
             train, made_by = self._describe(benchmark.train, fitted=True)
             (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
@@ -131,7 +148,7 @@ class Experiment:
         with stage("training"):
             state = fit_reranker(model.to(device), lists, self.training, validate, folder, seed)
         checkpoints.save(model, folder / "model.safetensors")
-        model.to(WEIGHTS[self.weights])
+        model.to(PRECISIONS[self.evaluated_in])
         with stage("evaluation"):
             tuned = validation.rerank(model, self.candidates, lists_at_once, device)
             ensemble = Ensemble.fit(
@@ -179,8 +196,9 @@ class Experiment:
         self, descriptors: Descriptors, labels: np.ndarray, made_by: np.ndarray
     ) -> tuple[Lists, Search]:
         """Lists of nine tenths of the training classes, and a search over the rest that validates."""
-        classes = np.random.default_rng(0).permutation(np.unique(labels[made_by == 0]))
-        images = np.cumsum([np.count_nonzero(labels == label) for label in classes])
+        known, counts = np.unique(labels[made_by == 0], return_counts=True)
+        order = np.random.default_rng(0).permutation(len(known))
+        classes, images = known[order], np.cumsum(counts[order])
         fewest = int(np.searchsorted(images, self.candidates, side="right")) + 1
         held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -208,6 +226,20 @@ class Experiment:
         return Lists(fitted, neighbours, labels[rows], count, self.sampling), validation
 
 
+def _finished(folder: Path) -> dict:
+    """What `experiments.embed` measured.
+
+    Raises:
+        ValueError: it has not been there, or was broken off.
+    """
+    try:
+        return json.loads((folder / "metrics.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(
+            f"'{folder}' is no finished run of experiments.embed; give its --out, or let it end first."
+        ) from None
+
+
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:
     """The experiment of these gin files, and its operative configuration, which says whether two runs are the same.
 
@@ -220,7 +252,8 @@ def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tu
         _ = experiment.parameters  # what cannot be built is said now
         return experiment
 
-    return built(make, gin_files, overrides, seed)
+    experiment, config = built(make, gin_files, overrides, seed)
+    return experiment, config + experiment.weights_used()
 
 
 def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
@@ -229,7 +262,7 @@ def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
         "query": [benchmark.queries.names[row] for row in searched.rows],
         "class": searched.groups.tolist(),
     }
-    for method, places in (("global", None), ("re-ranked", order)):
+    for method, places in (("global", None), ("reranked", order)):
         for name, values in searched.metrics(places, benchmark.ks).items():
             columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
     text = io.StringIO()

@@ -67,6 +67,8 @@ def _profile(options: argparse.Namespace) -> int:
     }
     if options.lengths:
         result = _lengths(spec, options)
+    elif options.backbones:
+        raise ValueError("--backbones goes with --lengths.")
     elif options.against:
         result = _against(spec, options)
     elif options.backward:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+PACKAGES = ("torch", "timm", "numba", "faiss-cpu", "pytorch-metric-learning")
+
 
 def provenance(seed: int, config: str) -> dict:
     """Seed, machine, memory, commit, configuration and versions."""
@@ -22,7 +24,7 @@ def provenance(seed: int, config: str) -> dict:
         "config": config,
         "versions": {
             "python": platform.python_version(),
-            **{p: importlib.metadata.version(p) for p in ("torch", "timm", "numba", "faiss-cpu")},
+            **{package: _version(package) for package in PACKAGES},
         },
     }
 
@@ -32,7 +34,15 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!results"], capture_output=True)
+        status = [*git, "status", "--porcelain", "--", ".", ":!results"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "none"
-    return name.stdout.strip() + "+" * changed.returncode
+    return name.stdout.strip() + "+" * bool(changed)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # faiss has other names where it runs on a GPU
+        return None

@@ -16,7 +16,7 @@ from locore.allocator import keep_freed_memory
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    options = run_parser("experiments.run", __doc__).parse_args(arguments)
+    options = run_parser("experiments.run", __doc__, "<name of the first gin file>").parse_args(arguments)
     return guarded(lambda: _run(options))
 
 
@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"Sequence: {layout.images} images x {layout.block} tokens = {layout.tokens} tokens")
         print(f"Parameters: {experiment.parameters:,}")
         return 0
-    with run_folder(options, Path(options.gin[0]).stem, config) as (folder, finished):
+    with run_folder(options, Path(options.gin[0]).stem, config, "last.safetensors") as (folder, finished):
         print(table(finished or experiment.run(folder, options.seed, config)))
     return 0
 

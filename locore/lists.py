@@ -37,8 +37,6 @@ class Sampling:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        if self.candidates and self.depth and self.depth < self.candidates:
-            raise ValueError(f"Sampling.depth {self.depth} is less than Sampling.candidates {self.candidates}.")
         if self.most is not None and self.most < self.fewest:
             raise ValueError(f"Sampling.most {self.most} is less than Sampling.fewest {self.fewest}.")
         for name in ("token_dropout", "label_smoothing"):
@@ -48,7 +46,9 @@ class Sampling:
     def sizes(self, reranked: int) -> tuple[int, int]:
         """K and depth where `reranked` candidates are re-ranked in the end."""
         count = self.candidates or reranked
-        return count, max(self.depth or count, count)
+        if self.depth and self.depth < count:
+            raise ValueError(f"Sampling.depth {self.depth} is less than the {count} candidates that are drawn from it.")
+        return count, self.depth or count
 
     def draw(self, right: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
         """(count,) places among neighbours of which `right` (depth,) bool are positives, in random order."""

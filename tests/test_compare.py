@@ -3,10 +3,12 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from small import QUICK, write_glyphs
 
-from experiments import compare
+from experiments import compare, comparison
+from locore.evaluation import interval
 
 
 @pytest.fixture
@@ -45,6 +47,29 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     assert len(commands) == 5  # another configuration: both
     again = json.loads((tmp_path / "results" / "good-seed0.json").read_text())
     assert "Training.steps = 7" in again["config"]
+
+
+def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    (tmp_path / "bad.gin").write_text("Extractor.grid = 1\n")
+    lines = [arguments.index(part) for part in arguments if part == "Extractor.grid = 2"]
+    del arguments[lines[0] - 1 : lines[0] + 1]
+    assert compare.main(arguments) == 2
+    assert "'bad' and 'good' differ in extractor" in capsys.readouterr().err
+
+
+def test_two_backbones_are_compared_on_the_same_queries():
+    shown, groups = ["R@1"], ["a", "a", "b", "b", "c", "c"]
+
+    def run(*values):
+        return [{"class": g, "reranked R@1": str(v)} for g, v in zip(groups, values, strict=True)]
+
+    per_query = {"one": [run(1, 1, 1, 1, 0, 0), run(1, 1, 1, 1, 1, 1)], "other": [run(0, 0, 1, 1, 0, 0)]}
+    text = comparison.differences(per_query, shown)
+    difference = np.array([1, 1, 0, 0, 0.5, 0.5])
+    low, high = interval(100 * difference, np.array(groups))
+    assert f"| one - other | +50.0 [{low:+.1f}, {high:+.1f}] |" in text
+    assert comparison.differences({"one": per_query["one"]}, shown) == ""
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):

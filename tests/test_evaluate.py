@@ -60,6 +60,18 @@ def test_each_query_has_its_own_values_in_the_order_given():
     assert found["mAP@R"].tolist() == [0.5, 0, 0.5, 1, 1]
 
 
+def test_a_gallery_has_to_fit():
+    queries, labels = made(50, 4)
+    for gallery, gallery_labels, words in (
+        (queries, None, "go together"),
+        (queries[:, :3], labels, "16 wide and the gallery 3"),
+        (queries, labels.astype(str), "none can be equal"),
+        (queries, labels + 100, "no label of theirs is there"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate_embeddings(queries, labels, gallery, gallery_labels, ks=(1,))
+
+
 def test_the_command(tmp_path, capsys):
     embeddings, labels = made(120, 6, dtype=np.float16)
     np.save(tmp_path / "e.npy", embeddings)
@@ -81,6 +93,7 @@ def test_the_command(tmp_path, capsys):
         (lambda e, y: (e, y.astype(object)), "no array of numbers or strings"),
         (lambda e, y: (e[:20], y[:20]), "R@100 needs more than the 19"),
         (lambda e, y: (e.astype(str), y), "not numbers"),
+        (lambda e, y: (e * 1e30, y), "not finite, or too large"),
     ],
 )
 def test_wrong_files_get_one_sentence(tmp_path, capsys, change, words):
@@ -94,11 +107,16 @@ def test_wrong_files_get_one_sentence(tmp_path, capsys, change, words):
 
 def test_missing_files_get_one_sentence(tmp_path, capsys):
     (tmp_path / "e.npy").write_bytes(b"nothing")
+    np.savez(tmp_path / "several.npz", a=np.arange(3))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "several.npz").read_bytes()[:50])
     np.save(tmp_path / "y.npy", np.arange(3))
     assert main(["--embeddings", str(tmp_path / "none.npy"), "--labels", str(tmp_path / "y.npy")]) == 2
     assert "There is no file" in capsys.readouterr().err
     assert main(["--embeddings", str(tmp_path / "e.npy"), "--labels", str(tmp_path / "y.npy")]) == 2
     assert "no array" in capsys.readouterr().err
+    for name, words in (("several.npz", "holds several arrays"), ("cut.npz", "no array")):
+        assert main(["--embeddings", str(tmp_path / name), "--labels", str(tmp_path / "y.npy")]) == 2
+        assert words in capsys.readouterr().err
     files = ["--embeddings", str(tmp_path / "y.npy"), "--labels", str(tmp_path / "y.npy")]
     assert main([*files, "--gallery", str(tmp_path / "y.npy")]) == 2
     assert "go together" in capsys.readouterr().err

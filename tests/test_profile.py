@@ -99,6 +99,7 @@ def test_memory_is_what_a_pass_holds(capsys, tmp_path):
         (["--lengths", "300"], "two lengths or more"),
         (["--lengths", "300", "600", "--backbones", "manba"], "did you mean 'mamba'"),
         (["--backward"], "--backward goes with"),
+        (["--backbones", "mamba"], "--backbones goes with"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(capsys, arguments, words):

@@ -18,7 +18,7 @@ def test_dry_run_tells_the_layout_and_the_parameters(capsys):
         (["--gin", "gin/mamab.gin"], "did you mean 'mamba.gin'"),
         (["--gin", "gin/mamba.gin", "--set", "Experiment.backbone = 'mambo'"], "did you mean 'mamba'"),
         (["--gin", "gin/mamba.gin", "--set", "Training.schedule = 'cosin'"], "did you mean 'cosine'"),
-        (["--gin", "gin/mamba.gin", "--set", "Experiment.weights = 'float16'"], "did you mean 'bfloat16'"),
+        (["--gin", "gin/mamba.gin", "--set", "Experiment.evaluated_in = 'float16'"], "did you mean 'bfloat16'"),
         (
             ["--gin", "gin/mamba.gin", "--set", "Trainin.steps = 3"],
             "did you mean 'Training'",

@@ -156,9 +156,11 @@ def test_wrong_options_are_said():
         with pytest.raises(ValueError, match=words):
             Training(**options)
     for options, words in (
-        ({"candidates": 8, "depth": 4}, "less than"),
         ({"fewest": 3, "most": 1}, "less than"),
         ({"token_dropout": 1.0}, "must be in"),
     ):
         with pytest.raises(ValueError, match=words):
             Sampling(**options)
+    assert Sampling(depth=50).sizes(24) == (24, 50) and Sampling(candidates=10).sizes(24) == (10, 10)
+    with pytest.raises(ValueError, match="less than the 24 candidates"):
+        Sampling(depth=9).sizes(24)

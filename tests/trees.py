@@ -12,7 +12,7 @@ CLASSES, IMAGES = 12, 4  # of either half
 
 
 def pictures():
-    """Rendered characters, class after class, (label, image) each; no end of them."""
+    """Rendered characters, IMAGES of a class after IMAGES of another, far more than are needed."""
     glyphs = benchmarks.create("glyphs").gallery
     for label in np.unique(glyphs.labels):
         for index in np.flatnonzero(glyphs.labels == label)[:IMAGES]:

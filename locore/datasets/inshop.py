@@ -61,10 +61,10 @@ def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> lis
     path = next((p for p in (root / name, *(root / f / name for f in folders)) if p.is_file()), None)
     if path is None:
         raise missing("inshop", root / folders[0] / name, root, SOURCE)
-    rows = [line.split() for line in path.read_text().splitlines()[HEADER:] if line.strip()]
-    for number, row in enumerate(rows, start=1 + HEADER):
-        if len(row) != columns:
-            raise ValueError(
-                f"'{path}', line {number}: {len(row)} columns where {columns} are wanted; unpack it again."
-            )
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines()[HEADER:], start=1 + HEADER):
+        row = line.split()
+        if row and (len(row) != columns or (columns == 7 and not "".join(row[3:]).isdigit())):
+            raise ValueError(f"'{path}', line {number}, is not {columns} columns as published; unpack it again.")
+        rows += [row] if row else []
     return rows

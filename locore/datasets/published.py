@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tarfile
+import urllib.error
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,18 @@ def packaged(name: str, dataset: Any, root: Path, download: bool, source: str) -
     Raises:
         ValueError: a list or an image is missing, or a list is damaged.
     """
+    otherwise = "; a folder half fetched has to be emptied first" if download else f", or set {name}.download = True"
     try:
         train, test = (dataset(root=str(root), split=split, download=download) for split in ("train", "test"))
     except FileNotFoundError as error:
-        raise missing(name, Path(error.filename), root, source, f", or set {name}.download = True") from error
+        raise missing(name, Path(error.filename), root, source, otherwise) from error
+    except (zipfile.BadZipFile, tarfile.TarError, urllib.error.URLError) as error:
+        raise ValueError(
+            f"{name} could not be fetched into '{root}' ({error}); empty the folder and try again."
+        ) from error
     except (ValueError, IndexError) as error:
         if not root.is_dir():
-            raise missing(name, root, root, source, f", or set {name}.download = True") from error
+            raise missing(name, root, root, source, otherwise) from error
         raise ValueError(
             f"A list of {name} in '{root}' is damaged ({error}); unpack it again, from {source}."
         ) from error
@@ -43,7 +51,6 @@ def listed(
     paths: Sequence[str | Path],
     labels: Sequence[int] | np.ndarray,
     source: str,
-    boxes: np.ndarray | None = None,
 ) -> FileImages:
     """The image files of a list, all of which have to be there.
 
@@ -55,7 +62,7 @@ def listed(
     except OSError as error:
         raise missing(name, Path(error.filename), root, source) from error
     names = [Path(path).relative_to(root).as_posix() for path in paths]
-    return FileImages(root, names, np.array(labels), [(each.st_size, each.st_mtime_ns) for each in found], boxes)
+    return FileImages(root, names, np.array(labels), [(each.st_size, each.st_mtime_ns) for each in found])
 
 
 def missing(name: str, path: Path, root: Path, source: str, otherwise: str = "") -> ValueError:

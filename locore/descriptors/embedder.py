@@ -54,6 +54,9 @@ class Embedder(nn.Module):
         pooling: "avg", "max", "gem" (p = 3) or "avg+max". layer_norm: of what is pooled, without weights.
         dim: width of the descriptor behind a linear head; None = no head.
         local_dim: width that cells of the last map are projected to as local descriptors; None = as they are.
+
+    Attributes:
+        channels: C of the last map.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class Embedder(nn.Module):
         self.pool = POOLINGS[pooling]
         self.local: nn.Module = nn.Identity()
         with torch.inference_mode():
-            width = self.eval().maps(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
-        self.norm = nn.LayerNorm(width, elementwise_affine=False) if layer_norm else nn.Identity()
-        self.head = nn.Linear(width, dim) if dim else nn.Identity()
+            self.channels = self.eval().maps(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
+        self.norm = nn.LayerNorm(self.channels, elementwise_affine=False) if layer_norm else nn.Identity()
+        self.head = nn.Linear(self.channels, dim) if dim else nn.Identity()
         if local_dim:
-            self.local = nn.Conv2d(width, local_dim, 1)
+            self.local = nn.Conv2d(self.channels, local_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, Dg), L2-normalised."""

@@ -95,7 +95,7 @@ class Extractor:
         try:
             arrays = store.read_arrays(path, len(images))
             log.info("Descriptors of %d images: cached in %s.", len(images), path)
-            return store.unpack(*arrays)
+            return store.unpack(*map(torch.from_numpy, arrays))
         except FileNotFoundError:
             pass
         except ValueError as error:
@@ -104,7 +104,7 @@ class Extractor:
         globals_, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         store.write(path, globals_, features)
         shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
-        return store.unpack(globals_, features)
+        return store.unpack(torch.from_numpy(globals_), torch.from_numpy(features))
 
     def _parts(self, images: ImageSet, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Arrays of PART images at a time; each part is a file, so that a killed run goes on behind the last."""
@@ -140,12 +140,13 @@ class Extractor:
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
         """Descriptors of images in memory, not cached."""
         with torch.inference_mode():
-            return store.unpack(*self._describe(self._embedder.input([on_white(image) for image in images])))
+            batch = self._embedder.input([on_white(image) for image in images])
+            return store.unpack(*self.tables(self._embedder, batch.to(self._device)))
 
-    def _describe(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3, H, W) -> globals (N, Dg), features (N, L, 5 + D), half precision."""
-        last, local = self._embedder.maps(batch.to(self._device), self.local_stage)
-        globals_ = self._embedder.describe(last)
+    def tables(self, embedder: Embedder, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) -> globals (N, Dg), features (N, L, 5 + D) as `store.write` has them, differentiable."""
+        last, local = embedder.maps(batch, self.local_stage)
+        globals_ = embedder.describe(last)
         if self.locals_ == "grid":
             local = F.adaptive_avg_pool2d(local, self.grid)
         rows, columns = local.shape[-2:]
@@ -159,7 +160,11 @@ class Extractor:
             cells = cells.gather(1, best[..., None].expand(-1, -1, cells.shape[-1]))
             position = position.gather(1, best[..., None].expand(-1, -1, 2))
         leading = torch.cat([position, torch.zeros_like(position), weight[..., None]], dim=-1)
-        features = torch.cat([leading, F.normalize(cells, dim=-1)], dim=-1)
+        return globals_, torch.cat([leading, F.normalize(cells, dim=-1)], dim=-1)
+
+    def _describe(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """`tables` in half precision."""
+        globals_, features = self.tables(self._embedder, batch.to(self._device))
         return globals_.half().cpu().numpy(), features.half().cpu().numpy()
 
     @cached_property

@@ -84,21 +84,26 @@ class Finetuning:
             start: whose network is trained on. folder: of checkpoints; a broken-off training goes on from them.
 
         Raises:
-            ValueError: a batch needs more classes than there are; and see `Training.fit`.
+            ValueError: see `split` and `Training.fit`; or the last map has fewer channels than `local_dim`.
         """
+        if training.accumulation > 1:
+            raise ValueError("Training.accumulation must be 1 here: these losses compare all images of a batch.")
+        if self.local_dim and self.local_dim > start.channels:
+            raise ValueError(
+                f"Finetuning.local_dim = {self.local_dim}, but the last map has {start.channels} channels."
+            )
         torch.manual_seed(seed)
-        spec = {**start.spec, "pooling": self.pooling, "layer_norm": self.layer_norm, "dim": self.dim}
+        spec = {
+            **start.spec,
+            "pooling": self.pooling,
+            "layer_norm": self.layer_norm,
+            "dim": self.dim,
+            "local_dim": None,
+        }
         embedder = Embedder(**spec)
         embedder.network.load_state_dict(start.network.state_dict())
-        classes = np.random.default_rng(0).permutation(np.unique(images.labels))
-        held_out = np.isin(images.labels, classes[: max(2, int(len(classes) * HELD_OUT))])
-        fitted, validating = (images.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
-        most = len(np.unique(fitted.labels))
-        if training.batch % self.per_class or training.batch // self.per_class > most:
-            raise ValueError(
-                f"A batch of {training.batch} images cannot be {self.per_class} of each of several classes, of which "
-                f"there are {most}; set Training.batch or Finetuning.per_class."
-            )
+        embedder.network.set_grad_checkpointing(training.gradient_checkpointing)
+        fitted, validating = self.split(images, training.batch)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         learner = Learner(self, embedder, fitted.labels).to(device)
         groups = [
@@ -133,6 +138,23 @@ class Finetuning:
             embedder = with_locals(embedder.eval(), fitted.subset(drawn), self.local_dim)
         return embedder.eval(), state
 
+    def split(self, images: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
+        """Images of nine tenths of the classes, and those of the others, all of which have a second image.
+
+        Raises:
+            ValueError: there are too few classes, or batches of this size cannot be made of them.
+        """
+        classes, counts = np.unique(images.labels, return_counts=True)
+        several = np.random.default_rng(0).permutation(classes[counts > 1])
+        held_out = np.isin(images.labels, several[: max(2, int(len(classes) * HELD_OUT))])
+        most = len(np.unique(images.labels[~held_out]))
+        if len(several) < 3 or size % self.per_class or not 2 <= size // self.per_class <= most:
+            raise ValueError(
+                f"A batch of {size} images cannot be {self.per_class} of each of two or more of the {most} classes; "
+                "set Training.batch or Finetuning.per_class, or add classes of two images or more."
+            )
+        return images.subset(np.flatnonzero(~held_out)), images.subset(np.flatnonzero(held_out))
+
     def batch(self, labels: np.ndarray, size: int, step: int, seed: int) -> np.ndarray:
         """(size,) rows of a step: `per_class` images of each of some classes, again and again where it has fewer.
 
@@ -165,7 +187,7 @@ class Learner(nn.Module):
         super().__init__()
         self.settings, self.embedder = settings, embedder
         _, self.number = np.unique(labels, return_inverse=True)
-        dim = settings.dim or embedder.network.num_features
+        dim = settings.dim or embedder.channels
         self.loss = LOSSES[settings.loss](int(self.number.max()) + 1, dim)
         self.miner = MINERS.get(settings.loss, lambda: None)()
         embedder.network.requires_grad_(not settings.frozen)
@@ -185,22 +207,10 @@ class Learner(nn.Module):
         return self
 
 
-def halves(labels: np.ndarray) -> np.ndarray:
-    """(N,) 0 or 1, the same for all images of a class: for descriptors that were not fitted on what they describe."""
-    classes = np.random.default_rng(1).permutation(np.unique(labels))
-    return np.isin(labels, classes[len(classes) // 2 :]).astype(np.int64)
-
-
 @torch.no_grad()
 def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
-    """The embedder with a projection of the last map's cells to their first `dim` principal components.
-
-    Raises:
-        ValueError: the cells have fewer channels than `dim`.
-    """
+    """The embedder with a projection of the last map's cells to their first `dim` principal components."""
     cells = torch.cat([embedder.maps(batch)[0].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
-    if dim > cells.shape[1]:
-        raise ValueError(f"Finetuning.local_dim = {dim}, but the last map has {cells.shape[1]} channels.")
     _, vectors = torch.linalg.eigh(cells.T.double().cov())
     first = vectors.flip(1)[:, :dim].T.float()
     projected = Embedder(**{**embedder.spec, "local_dim": dim}).to(cells.device)

@@ -84,14 +84,13 @@ def read_arrays(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return globals_, features
 
 
-def unpack(globals_: np.ndarray, features: np.ndarray) -> Descriptors:
-    """The arrays of a file as `Descriptors`; values keep their precision."""
-    columns = torch.from_numpy(features)
+def unpack(globals_: Tensor, features: Tensor) -> Descriptors:
+    """The two tables of a file, (N, Dg) and (N, L, 5 + D), as `Descriptors`; values keep their precision."""
     return Descriptors(
-        global_=torch.from_numpy(globals_),
-        local=columns[..., LEADING:],
-        position=columns[..., 0:2],
-        scale=columns[..., 2].long(),
-        mask=columns[..., 3] == 0,
-        weight=columns[..., 4],
+        global_=globals_,
+        local=features[..., LEADING:],
+        position=features[..., 0:2],
+        scale=features[..., 2].long(),
+        mask=features[..., 3] == 0,
+        weight=features[..., 4],
     )

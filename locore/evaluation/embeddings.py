@@ -29,6 +29,8 @@ def evaluate_embeddings(
     Raises:
         ValueError: shapes do not fit, no query has a right image, or a k is larger than the gallery.
     """
+    if (gallery is None) != (gallery_labels is None):
+        raise ValueError("A gallery and its labels go together.")
     alone = gallery is None or gallery_labels is None
     listed, listed_labels = (
         (embeddings, labels) if gallery is None or gallery_labels is None else (gallery, gallery_labels)
@@ -37,19 +39,25 @@ def evaluate_embeddings(
         if not np.issubdtype(rows.dtype, np.number):
             raise ValueError(f"The {what} embeddings are {rows.dtype}, not numbers.")
         if rows.ndim != 2 or names.shape != (len(rows),):
-            raise ValueError(f"The {what} embeddings have shape {rows.shape}, their labels {names.shape}.")
+            raise ValueError(
+                f"The {what} embeddings have shape {rows.shape}, their labels {names.shape}; wanted are (N, D) "
+                "and (N,)."
+            )
     if embeddings.shape[1] != listed.shape[1]:
         raise ValueError(f"Queries are {embeddings.shape[1]} wide and the gallery {listed.shape[1]}.")
+    if (labels.dtype.kind in "US") != (listed_labels.dtype.kind in "US"):
+        raise ValueError(f"Labels are {labels.dtype} and in the gallery {listed_labels.dtype}, so none can be equal.")
     most = len(listed) - alone
     if max(ks) > most:
-        raise ValueError(f"R@{max(ks)} needs more than the {most} images that a query is compared with.")
+        raise ValueError(f"R@{max(ks)} needs more than the {max(most, 0)} images that a query has; give smaller ks.")
     known, numbers = np.unique(listed_labels, return_inverse=True)
     counts = np.bincount(numbers)
     place = np.searchsorted(known, labels).clip(max=len(known) - 1)
     right_images = np.where(known[place] == labels, counts[place] - alone, 0)
     asked = np.flatnonzero(right_images > 0)
     if not len(asked):
-        raise ValueError("No query has a right image in the gallery: no label is there twice.")
+        why = "no label is there twice" if alone else "no label of theirs is there"
+        raise ValueError(f"No query has a right image in the gallery: {why}.")
     # Queries with as many right images go together, so that no list is deeper than its query needs.
     asked = asked[np.argsort(right_images[asked], kind="stable")]
     values: list[dict[str, np.ndarray]] = []
@@ -73,9 +81,12 @@ class _Unit:
 
     def __getitem__(self, rows) -> np.ndarray:
         read = np.asarray(self.table[rows], dtype=np.float32)
-        if not np.isfinite(read).all():
-            raise ValueError("An embedding is not finite; find the rows with numpy.isfinite and mend them.")
-        return read / np.maximum(np.linalg.norm(read, axis=1, keepdims=True), 1e-12)
+        norms = np.linalg.norm(read, axis=1, keepdims=True)
+        if not np.isfinite(norms).all():
+            raise ValueError(
+                "An embedding is not finite, or too large; find the rows with numpy.isfinite and mend them."
+            )
+        return read / np.maximum(norms, 1e-12)
 
 
 def _blocks(rows: np.ndarray, depths: np.ndarray) -> Iterator[np.ndarray]:

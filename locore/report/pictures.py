@@ -1,4 +1,4 @@
-"""The run folder's pictures: lists before and after, and the training curves."""
+"""Pictures: lists before and after, training, recalls, gains, and time and memory against length."""
 
 from __future__ import annotations
 
