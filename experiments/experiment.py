@@ -50,7 +50,8 @@ class Experiment:
     Attributes:
         benchmark, backbone, size: registered names. candidates: K.
         positions, score, global_token, dropout: see `ListwiseReranker`.
-        whiten: start the projections as a whitening of the training descriptors.
+        whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
+            start them at random.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
@@ -63,7 +64,7 @@ class Experiment:
     score: str = "mean"
     global_token: bool = True
     dropout: float = 0.0
-    whiten: bool = True
+    whitening: float | None = 1.0
     embedder: str | None = None
     evaluated_in: str = "float32"
     extractor: Extractor = field(default_factory=extractor)
@@ -135,8 +136,8 @@ class Experiment:
                 for protocol, answers in benchmark.protocols.items()
             }
         model = self.model(seed)
-        if self.whiten:
-            model.embedding.whiten(lists.descriptors)
+        if self.whitening is not None:
+            model.embedding.whiten(lists.descriptors, self.whitening)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         lists_at_once = max(1, VALUES // (self.layout.tokens * model.encoder.hidden_size))

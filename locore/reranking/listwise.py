@@ -72,11 +72,14 @@ class ListEmbedding(nn.Module):
             nn.init.normal_(table, std=0.02)
 
     @torch.no_grad()
-    def whiten(self, descriptors: Descriptors) -> None:
+    def whiten(self, descriptors: Descriptors, share: float) -> None:
         """Start the linear projections as a PCA whitening of these descriptors, turned at random.
 
         Cells of a feature map share most of what they are; whitened, tokens differ where images differ, and attention
-        can match them from the first step.
+        can match them from the first step. Descriptors that were trained to be compared lose by it.
+
+        Args:
+            share: 1 = whitened, 0 = scaled alike in all directions, so that inner products stay what they are.
         """
         for project, rows in ((self.local, descriptors.local), (self.global_, descriptors.global_)):
             if not isinstance(project, nn.Linear):
@@ -88,7 +91,8 @@ class ListEmbedding(nn.Module):
             covariance.diagonal().add_(0.1 * covariance.diagonal().mean())
             values, vectors = torch.linalg.eigh(covariance)
             kept = min(project.weight.shape)
-            whitening = (vectors / values.sqrt()).flip(1)[:, :kept].float()
+            scale = values ** (share / 2) * values.mean() ** ((1 - share) / 2)
+            whitening = (vectors / scale).flip(1)[:, :kept].float()
             turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
             project.weight.copy_(0.5 * turn @ whitening.T)
             project.bias.copy_(-project.weight @ rows.mean(0))
