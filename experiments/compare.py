@@ -55,13 +55,13 @@ def _compare(options: argparse.Namespace) -> int:
     }
     (first_name, _), (_, first, _) = next(iter(configurations.items()))
     for (name, _), (_, experiment, _) in configurations.items():
-        for what in ("benchmark", "benchmark_settings", "candidates", "extractor"):
+        for what in ("data", "candidates", "extractor"):
             if getattr(experiment, what) != getattr(first, what):
                 raise ValueError(
                     f"'{name}' and '{first_name}' differ in {what}: {getattr(experiment, what)} and "
                     f"{getattr(first, what)}; rows of one table re-rank the same shortlists."
                 )
-    results = options.results or Path("results") / first.benchmark
+    results = options.results or Path("results") / first.data.benchmark
     finished: dict[str, list[dict]] = defaultdict(list)
     failed: dict[str, str] = {}
     for (name, seed), (file, _, config) in configurations.items():

@@ -84,7 +84,7 @@ def _read(parser: Callable, text: str, said: str, **options) -> None:
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
-            known = ["Experiment", "Embedding", "Extractor", "Training", "Sampling", "Finetuning", *SETTINGS]
+            known = ["Data", "Experiment", "Embedding", "Extractor", "Training", "Sampling", "Finetuning", *SETTINGS]
             raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
         raise ValueError(f"In '{said}': {error}") from error
 

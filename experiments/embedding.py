@@ -9,11 +9,12 @@ from pathlib import Path
 import gin
 import numpy as np
 
-from experiments.configuration import SETTINGS, built, extractor, finetuning, training
+from experiments.configuration import built, extractor, finetuning, training
+from experiments.data import Data
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import files
-from locore.datasets import Benchmark, benchmarks
+from locore.datasets import Benchmark
 from locore.descriptors import Extractor
 from locore.descriptors.finetune import Finetuning
 from locore.descriptors.unseen import FITTED_ON, WHOLE, halves
@@ -28,20 +29,17 @@ class Embedding:
     """What to train; `seed` and the run folder come from the command line.
 
     Attributes:
-        benchmark: a registered name. halves: also train one embedder on each half of the training classes.
+        halves: also train one embedder on each half of the training classes.
         extractor: its model, weights and image size are what training starts from.
     """
 
-    benchmark: str = "glyphs"
     halves: bool = False
+    data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
     finetuning: Finetuning = field(default_factory=finetuning)
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
-        benchmarks.entry(self.benchmark)
-        self.benchmark_settings = SETTINGS[self.benchmark]()
-        benchmarks.check(self.benchmark, **self.benchmark_settings)
         _ = self.extractor.sizes
 
     def parameters(self) -> int:
@@ -52,13 +50,11 @@ class Embedding:
         """Train and measure; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         stage = Stages()
         with stage("benchmark"):
-            benchmark = benchmarks.create(self.benchmark, **self.benchmark_settings)
-        if benchmark.train is None:
-            raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
-        half = halves(benchmark.train.labels)
-        parts = {WHOLE: benchmark.train}
+            benchmark, train = self.data.load()
+        half = halves(train.labels)
+        parts = {WHOLE: train}
         if self.halves:
-            parts |= {f: benchmark.train.subset(np.flatnonzero(half == n)) for n, f in enumerate(FITTED_ON)}
+            parts |= {f: train.subset(np.flatnonzero(half == n)) for n, f in enumerate(FITTED_ON)}
         for images in parts.values():
             self.finetuning.split(images, self.training.batch)  # what cannot be trained is said before the first hour
         for file, images in parts.items():
@@ -81,7 +77,7 @@ class Embedding:
                 for n, v in values["before"].items()
             },
             "queries": len(searches["before"].rows),
-            "images": benchmark.train.fingerprint,
+            "images": train.fingerprint,
             "seconds": stage.seconds,
             **provenance(seed, config),
         }
@@ -97,8 +93,6 @@ class Embedding:
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Embedding, str]:
     """The training of these gin files, and its operative configuration; errors as `built`."""
-    import experiments.experiment  # noqa: F401 - so that files of data, which bind both, can be read
-
     return built(Embedding, gin_files, overrides, seed)
 
 

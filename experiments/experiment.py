@@ -20,10 +20,11 @@ from torch import Tensor
 from backbones import ListLayout
 from backbones.registry import suggest
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
+from experiments.data import Data
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files
-from locore.datasets import Benchmark, ImageSet, Relevance, benchmarks
+from locore.datasets import Benchmark, ImageSet, Relevance
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import Search, summary
@@ -48,7 +49,7 @@ class Experiment:
     """What to run; `seed` and the run folder come from the command line.
 
     Attributes:
-        benchmark, backbone, size: registered names. candidates: K.
+        backbone, size: registered names. candidates: K.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
@@ -56,7 +57,6 @@ class Experiment:
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
 
-    benchmark: str = "glyphs"
     backbone: str = "mamba"
     size: str = "mini"
     candidates: int = 24
@@ -67,6 +67,7 @@ class Experiment:
     whitening: float | None = 1.0
     embedder: str | None = None
     evaluated_in: str = "float32"
+    data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
     sampling: Sampling = field(default_factory=sampling)
     training: Training = field(default_factory=training)
@@ -75,9 +76,6 @@ class Experiment:
         if self.evaluated_in not in PRECISIONS:
             unknown = self.evaluated_in
             raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
-        benchmarks.entry(self.benchmark)
-        self.benchmark_settings = SETTINGS[self.benchmark]()
-        benchmarks.check(self.benchmark, **self.benchmark_settings)
         if self.embedder:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
@@ -117,19 +115,17 @@ class Experiment:
         """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         stage = Stages()
         with stage("benchmark"):
-            benchmark = benchmarks.create(self.benchmark, **self.benchmark_settings)
-        if benchmark.train is None:
-            raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
-        if self.embedder and have_halves(Path(self.embedder)) and self.trained["images"] != benchmark.train.fingerprint:
+            benchmark, images = self.data.load()
+        if self.embedder and have_halves(Path(self.embedder)) and self.trained.get("images") != images.fingerprint:
             raise ValueError(
                 f"The embedders in '{self.embedder}' were trained on other images, so it is not known which of these "
                 "they have seen; train them on this benchmark, or without Embedding.halves."
             )
         with stage("descriptors"):
-            train, made_by = self._describe(benchmark.train, fitted=True)
+            train, made_by = self._describe(images, fitted=True)
             (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
         with stage("shortlists"):
-            lists, validation = self._training_lists(train, benchmark.train.labels, made_by)
+            lists, validation = self._training_lists(train, images.labels, made_by)
             groups, own = benchmark.queries.labels, benchmark.self_index
             searches = {
                 protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.ks)

@@ -1,6 +1,8 @@
 """Trained global descriptors: every loss, what is frozen, resuming, halves, projected locals, and the command."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -159,7 +161,7 @@ def test_turning_undoes_a_rotation(images):
 COMMAND = [
     "Extractor.image_size = 32",
     "Extractor.local_stage = 3",
-    "Embedding.benchmark = 'folder'",
+    "Data.benchmark = 'folder'",
     "Embedding.halves = True",
     "Finetuning.dim = 16",
     "Training.steps = 2",
@@ -213,6 +215,14 @@ def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys, monkeypatch):
     assert "were trained on other images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("module", "gin"), [("run", "gin/mamba.gin"), ("embed", "gin/embed/head.gin")])
+def test_files_of_data_mix_into_either_command(module, gin):
+    """In a process of its own, where nothing has been imported but what the command itself needs."""
+    command = [sys.executable, "-m", f"experiments.{module}", "--gin", gin, "--gin", "gin/data/emoji.gin", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "Data.benchmark = 'folder'" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -223,7 +233,7 @@ def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys, monkeypatch):
         ("Training.batch = 7", "set Training.batch or Finetuning.per_class"),
         ("Training.batch = 4", "two or more of the"),
         ("Training.accumulation = 2", "must be 1 here"),
-        ("Embedding.benchmark = 'glyph'", "did you mean 'glyphs'"),
+        ("Data.benchmark = 'glyph'", "did you mean 'glyphs'"),
     ],
 )
 def test_wrong_settings_get_one_sentence(root, tmp_path, capsys, line, words):

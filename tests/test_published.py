@@ -108,7 +108,7 @@ def test_grey_cmyk_and_truncated_images(name, root):
 @every
 def test_from_images_to_the_table(name, root, tmp_path, capsys):
     settings = [part for line in QUICK for part in ("--set", line)]
-    settings += ["--set", f"Experiment.benchmark = '{name}'", "--set", f"{name}.root = '{root}'"]
+    settings += ["--set", f"Data.benchmark = '{name}'", "--set", f"{name}.root = '{root}'"]
     assert main(["--gin", "gin/query_attention.gin", "--out", str(tmp_path / "run"), *settings]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["global"]) == {*(f"R@{k}" for k in KS[name]), "mAP@R", "R-precision"}

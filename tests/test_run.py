@@ -27,7 +27,7 @@ def test_dry_run_tells_the_layout_and_the_parameters(capsys):
         (["--gin", "gin/mamba.gin", "--set", "Training.steps 3"], "In 'Training.steps 3'"),
         (["--gin", "gin/mamba.gin", "--set", "mamba.widht = 3"], "did you mean 'width'"),
         (["--gin", "gin/mamba.gin", "--set", "glyphs.max_querys = 3"], "did you mean 'max_queries'"),
-        (["--gin", "gin/mamba.gin", "--set", "Experiment.benchmark = 'folder'"], "give folder.path"),
+        (["--gin", "gin/mamba.gin", "--set", "Data.benchmark = 'folder'"], "give folder.path"),
         (["--gin", "gin/mamba.gin", "--resume", "--out", "/none"], "no run to resume"),
     ],
 )

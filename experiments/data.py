@@ -1,0 +1,40 @@
+"""Which benchmark a command works on; the benchmark's own settings are bound under its own name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gin
+
+from experiments.configuration import SETTINGS
+from locore.datasets import Benchmark, ImageSet, benchmarks
+
+
+@gin.configurable
+@dataclass
+class Data:
+    """A registered benchmark with its settings.
+
+    Attributes:
+        benchmark: its name. settings: what is bound under this name.
+    """
+
+    benchmark: str = "glyphs"
+    settings: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        benchmarks.entry(self.benchmark)
+        self.settings = SETTINGS[self.benchmark]()
+        benchmarks.check(self.benchmark, **self.settings)
+
+    def load(self) -> tuple[Benchmark, ImageSet]:
+        """The benchmark and its training images.
+
+        Raises:
+            ValueError: it has none, or what it is read from is missing or damaged.
+        """
+        benchmark = benchmarks.create(self.benchmark, **self.settings)
+        if benchmark.train is None:
+            raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
+        return benchmark, benchmark.train
