@@ -25,6 +25,7 @@ class Sampling:
         candidates: K of a training list; None = as many as are re-ranked in the end.
         depth: how many neighbours they are drawn from, anew each time; None = as many as candidates.
         fewest, most: positives of a list, as far as there are so many among its neighbours.
+        shuffled: candidates in random order, so that a place says nothing; else nearest first, as in evaluation.
         token_dropout: share of the local descriptors that is masked, in every image anew.
         label_smoothing: of the loss, see `torch.nn.functional.cross_entropy`.
     """
@@ -33,6 +34,7 @@ class Sampling:
     depth: int | None = None
     fewest: int = 0
     most: int | None = None
+    shuffled: bool = True
     token_dropout: float = 0.0
     label_smoothing: float = 0.0
 
@@ -51,14 +53,14 @@ class Sampling:
         return count, self.depth or count
 
     def draw(self, right: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-        """(count,) places among neighbours of which `right` (depth,) bool are positives, in random order."""
+        """(count,) places among neighbours of which `right` (depth,) bool are positives."""
         places = random.permutation(len(right))
         drawn = int(right[places[:count]].sum())
         most = count if self.most is None else self.most
         # As many negatives as there are bound it from below, as many positives as there are from above.
         wanted = max(min(max(drawn, self.fewest), most, int(right.sum()), count), count - int((~right).sum()))
         chosen = np.concatenate([places[right[places]][:wanted], places[~right[places]][: count - wanted]])
-        return random.permutation(chosen)
+        return random.permutation(chosen) if self.shuffled else np.sort(chosen)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Lists:
     sampling: Sampling = Sampling()
 
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> tuple[Shortlist, Tensor]:
-        """The lists of a step: every image asks once an epoch, its candidates are in an order of their own."""
+        """The lists of a step: every image asks once an epoch, its candidates are drawn anew."""
         count, random = len(self.labels), np.random.default_rng((seed, step, 1))
         rows = np.array(
             [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]

@@ -110,6 +110,13 @@ def test_lists_are_drawn_with_as_many_positives_as_asked(sampling, positives):
     assert counts <= set(positives) and seen >= set(np.flatnonzero(~right).tolist())
 
 
+def test_lists_that_are_not_shuffled_keep_the_order_of_the_neighbours():
+    random, right = np.random.default_rng(0), np.arange(12) % 3 == 0
+    places = [Sampling(shuffled=False, fewest=2).draw(right, 8, random) for _ in range(50)]
+    assert all((np.diff(each) > 0).all() for each in places) and len({tuple(each) for each in places}) > 10
+    assert any((np.diff(Sampling().draw(right, 8, random)) < 0).any() for _ in range(5))
+
+
 def test_token_dropout_masks_about_that_share_and_never_changes_the_lists():
     torch.manual_seed(0)
     descriptors = Shortlist.random(50, 1, 40, 4, 4).query
