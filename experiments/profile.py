@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
     parser.add_argument("--batch", type=_count, default=1, help="lists a pass")
     parser.add_argument("--passes", type=_count, default=10, help="measured passes")
-    parser.add_argument("--warm-up", type=int, default=10, help="passes before them")
+    parser.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them")
     parser.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
     parser.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths")
@@ -200,14 +200,23 @@ def _layout(text: str) -> tuple[int, int]:
         block, images = (int(part) for part in text.split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not BLOCKxIMAGES, such as 50x101") from None
+    if block < 3 or images < 2:
+        raise argparse.ArgumentTypeError(f"'{text}': a block is 3 tokens or more, and a list 2 images or more")
     return block, images
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least {least}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,22 @@ def test_memory_is_what_a_pass_holds(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--layout", "1x1"], "3 tokens or more"),
+        (["--layout", "5"], "such as 50x101"),
+        (["--passes", "0"], "at least 1"),
+        (["--warm-up", "-1"], "at least 0"),
+        (["--lengths", "few"], "at least 1"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_said(capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        main(["--gin", "gin/longformer.gin", *arguments])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["--against", "tranformers"], "did you mean 'transformers'"),
         (["--against", "mambapy"], "has no longformer"),
         (["--lengths", "300"], "two lengths or more"),
