@@ -19,10 +19,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from experiments import comparison
 from experiments.command import guarded
 from experiments.experiment import prepare
 from locore import files
+from locore.report import comparison
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from backbones.registry import suggest
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.descriptors.finetune import Finetuning
-from locore.lists import Sampling
 from locore.training import Training
+from locore.training_lists import Sampling
 
 PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "gin")  # in a wheel; in a checkout
 CONFIGS = [folder for folder in PLACES if folder.is_dir()]

@@ -28,11 +28,11 @@ from locore.datasets import Benchmark, ImageSet, Relevance
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import Search, summary
-from locore.lists import Lists, Sampling, fit_reranker
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.retrieval import search
 from locore.training import Training
+from locore.training_lists import Lists, Sampling, fit_reranker
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from small import QUICK, write_glyphs
 
-from experiments import compare, comparison
+from experiments import compare
 from locore.evaluation import interval
+from locore.report import comparison
 
 
 @pytest.fixture

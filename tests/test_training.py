@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from locore.lists import Lists, Sampling, _dropped, _parts, fit_reranker
 from locore.reranking import ListwiseReranker, Shortlist
 from locore.training import Training
+from locore.training_lists import Lists, Sampling, _dropped, _parts, fit_reranker
 
 TRAINING = Training(steps=6, batch=4, warmup=2, validate_every=2)
 

@@ -128,11 +128,3 @@ class Benchmark:
             self_index=index,
             ks=ks,
         )
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent shown on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from locore.datasets.benchmark import ImageSet, on_white
+from locore.datasets.benchmark import ImageSet
 
 # What Pillow and zipfile raise of damaged, hostile or encrypted images.
 UNREADABLE = (
@@ -69,3 +69,11 @@ class FileImages(ImageSet):
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.root)
         return io.BytesIO(self._zip.read(name))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent shown on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

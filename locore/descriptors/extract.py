@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.registry import suggest
-from locore.datasets.benchmark import ImageSet, Subset, on_white
+from locore.datasets.benchmark import ImageSet, Subset
+from locore.datasets.images import on_white
 from locore.descriptors import store
 from locore.descriptors.embedder import BUNDLED, POOLINGS, Embedder, weights_file
 from locore.descriptors.fold import fold_batch_norms

@@ -5,19 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from itertools import combinations
+from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from pathlib import Path
-
 import numpy as np
-from matplotlib import pyplot as plt
 
 from locore.evaluation import interval
-from locore.report.pictures import save
+from locore.report.pictures import plt, save
 
 
 def columns(finished: dict[str, list[dict]]) -> list[str]:
