@@ -26,6 +26,7 @@ from experiments.stages import Stages
 from locore import checkpoints, files
 from locore.datasets import Benchmark, ImageSet, Relevance
 from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import Search, summary
 from locore.report import pictures
@@ -54,6 +55,7 @@ class Experiment:
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
+        embedder_rate: learning rate of the vision model over the re-ranker's, 0 = it stays as it is.
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
 
@@ -66,6 +68,7 @@ class Experiment:
     dropout: float = 0.0
     whitening: float | None = 1.0
     embedder: str | None = None
+    embedder_rate: float = 0.0
     evaluated_in: str = "float32"
     data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
@@ -125,7 +128,7 @@ class Experiment:
             train, made_by = self._describe(images, fitted=True)
             (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
         with stage("shortlists"):
-            lists, validation = self._training_lists(train, images.labels, made_by)
+            lists, validation, fitted, validating = self._training_lists(train, images, made_by)
             groups, own = benchmark.queries.labels, benchmark.self_index
             searches = {
                 protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.ks)
@@ -133,23 +136,44 @@ class Experiment:
             }
         model = self.model(seed)
         if self.whitening is not None:
+            assert isinstance(lists.descriptors, Descriptors)
             model.embedding.whiten(lists.descriptors, self.whitening)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+        embedder = None
+        if self.embedder_rate:
+            embedder = self.extractor.embedder().to(device)
+            lists = replace(lists, descriptors=Live(embedder, self.extractor, fitted))
+
         lists_at_once = max(1, VALUES // (self.layout.tokens * model.encoder.hidden_size))
 
+        def described_anew() -> Search:
+            if not embedder:
+                return validation
+            table = Live(embedder, self.extractor, validating).all()
+            return replace(validation, queries=table, gallery=table)
+
         def validate() -> dict[str, float]:
-            reranked = validation.rerank(model, self.candidates, lists_at_once, device)
+            reranked = described_anew().rerank(model, self.candidates, lists_at_once, device)
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
 
         with stage("training"):
-            state = fit_reranker(model.to(device), lists, self.training, validate, folder, seed)
+            state = fit_reranker(
+                model.to(device), lists, self.training, validate, folder, seed, embedder, self.embedder_rate
+            )
         checkpoints.save(model, folder / "model.safetensors")
+        if embedder:  # the shortlists stay, what is read of their images is new
+            embedder.save(folder / WHOLE)
+            tuned = replace(self.extractor, weights=str(folder / WHOLE))
+            gallery, queries = tuned.extract(benchmark.gallery), tuned.extract(benchmark.queries)
+            searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
         model.to(PRECISIONS[self.evaluated_in])
         with stage("evaluation"):
-            tuned = validation.rerank(model, self.candidates, lists_at_once, device)
+            held_out = described_anew().rerank(model, self.candidates, lists_at_once, device)
             ensemble = Ensemble.fit(
-                tuned.similarities, tuned.comparable_scores, lambda order: validation.metrics(order, ())["mAP@R"].mean()
+                held_out.similarities,
+                held_out.comparable_scores,
+                lambda order: validation.metrics(order, ())["mAP@R"].mean(),
             )
             reranked = {p: s.rerank(model, self.candidates, lists_at_once, device) for p, s in searches.items()}
             tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
@@ -190,13 +214,14 @@ class Experiment:
         return self.extractor.extract(images), np.zeros(len(images), dtype=np.int64)
 
     def _training_lists(
-        self, descriptors: Descriptors, labels: np.ndarray, made_by: np.ndarray
-    ) -> tuple[Lists, Search]:
-        """Lists of nine tenths of the training classes, and a search over the rest that validates."""
+        self, descriptors: Descriptors, images: ImageSet, made_by: np.ndarray
+    ) -> tuple[Lists, Search, ImageSet, ImageSet]:
+        """Lists of nine tenths of the training classes, a search over the others that validates, and images of both."""
+        labels = images.labels
         known, counts = np.unique(labels[made_by == 0], return_counts=True)
         order = np.random.default_rng(0).permutation(len(known))
-        classes, images = known[order], np.cumsum(counts[order])
-        fewest = int(np.searchsorted(images, self.candidates, side="right")) + 1
+        classes, sums = known[order], np.cumsum(counts[order])
+        fewest = int(np.searchsorted(sums, self.candidates, side="right")) + 1
         held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         count, depth = self.sampling.sizes(self.candidates)
@@ -210,17 +235,14 @@ class Experiment:
                 )
             globals_ = descriptors.global_[rows[own]].float().numpy()
             neighbours[own] = own[search(globals_, globals_, depth, np.arange(len(own))).indices]
-        fitted, validating = descriptors[torch.from_numpy(rows)], descriptors[torch.from_numpy(others)]
-        asked = np.random.default_rng(0).permutation(len(others))[:VALIDATION_QUERIES]
-        validation = Search.of(
-            validating[torch.from_numpy(asked)],
-            validating,
-            Relevance.from_labels(labels[others][asked], labels[others], asked),
-            labels[others][asked],
-            asked,
-            self.candidates,
-        )
-        return Lists(fitted, neighbours, labels[rows], count, self.sampling), validation
+        validating = descriptors[torch.from_numpy(others)]
+        every = np.arange(len(others))
+        answers = Relevance.from_labels(labels[others], labels[others], every)
+        for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
+            answers.positive[row] = np.empty(0, dtype=np.int64)  # is not asked
+        validation = Search.of(validating, validating, answers, labels[others], every, self.candidates)
+        lists = Lists(descriptors[torch.from_numpy(rows)], neighbours, labels[rows], count, self.sampling)
+        return lists, validation, images.subset(rows), images.subset(others)
 
 
 def _finished(folder: Path) -> dict:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from locore.descriptors.store import Descriptors
+from locore.descriptors.embedder import Embedder
+from locore.descriptors.store import Descriptors, DescriptorTable
 from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.reranker import Shortlist
 from locore.training import Training, Validate
@@ -72,7 +73,7 @@ class Lists:
         candidates: K of a list. sampling: how they are drawn.
     """
 
-    descriptors: Descriptors
+    descriptors: DescriptorTable
     neighbours: np.ndarray
     labels: np.ndarray
     candidates: int
@@ -99,11 +100,47 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
+class Joint(nn.Module):
+    """A re-ranker, and the vision model that makes the descriptors it reads, as one thing to train."""
+
+    def __init__(self, reranker: ListwiseReranker, embedder: Embedder):
+        super().__init__()
+        self.reranker, self.embedder = reranker, embedder
+
+    def forward(self, shortlist: Shortlist) -> Tensor:
+        return self.reranker(shortlist)
+
+    def train(self, mode: bool = True) -> Joint:
+        super().train(mode)
+        self.embedder.eval()  # batch norm keeps its statistics
+        return self
+
+
 def fit_reranker(
-    model: ListwiseReranker, lists: Lists, training: Training, validate: Validate, folder: Path, seed: int
+    model: ListwiseReranker,
+    lists: Lists,
+    training: Training,
+    validate: Validate,
+    folder: Path,
+    seed: int,
+    embedder: Embedder | None = None,
+    embedder_rate: float = 0.0,
 ) -> dict:
-    """Train a re-ranker on lists; arguments, result and errors as `Training.fit`."""
+    """Train a re-ranker on lists; other arguments, result and errors as `Training.fit`.
+
+    Args:
+        embedder: what makes the lists' descriptors, trained as well (RRT's second setting: Tan et al. 2021, section 4);
+            None = it stays as it is. embedder_rate: its learning rate over the re-ranker's.
+    """
     model.encoder.gradient_checkpointing = training.gradient_checkpointing
+    trained_model: nn.Module = model
+    groups = None
+    if embedder:
+        trained_model = Joint(model, embedder)
+        groups = [
+            {"params": list(model.parameters()), "scale": 1.0},
+            {"params": list(embedder.parameters()), "scale": embedder_rate},
+        ]
     sampling = lists.sampling
 
     def losses(trained: nn.Module, step: int, device: torch.device) -> Iterator[Tensor]:
@@ -118,7 +155,7 @@ def fit_reranker(
             loss = ListwiseReranker.loss(trained(part), part_labels, sampling.label_smoothing)
             yield loss / training.accumulation
 
-    return training.fit(model, losses, validate, folder, seed)
+    return training.fit(trained_model, losses, validate, folder, seed, groups)
 
 
 def _dropped(descriptors: Descriptors, share: float) -> Descriptors:

@@ -17,6 +17,7 @@ from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.finetune import LOSSES, Finetuning, with_locals
+from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, halves, turned
 from locore.training import Training
 
@@ -213,6 +214,31 @@ def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys, monkeypatch):
     sorted(root.rglob("*.png"))[0].touch()  # other images: nobody knows what the halves have seen of them
     assert command(run.main, "gin/query_attention.gin", tmp_path / "other", *lines) == 2
     assert "were trained on other images" in capsys.readouterr().err
+
+
+def test_live_descriptors_are_the_extractors_and_have_gradients(images):
+    embedder = START.embedder()
+    table, rows = Live(embedder, START, images), torch.tensor([[3, 1], [3, 0]])
+    found, stored = table[rows], START.extract(images)[rows]
+    torch.testing.assert_close(found.global_, stored.global_.float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found.local, stored.local.float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(table.all().local, START.extract(images).local.float(), atol=2e-3, rtol=0)
+    found.local[0, 0].sum().backward()
+    assert float(embedder.network.conv_stem.weight.grad.abs().sum()) > 0
+
+
+def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
+    lines = [*QUICK, f"folder.path = '{root}'"]
+    for rate in (0.0, 1.0):
+        out = tmp_path / str(rate)
+        assert command(run.main, "gin/query_attention.gin", out, *lines, f"Experiment.embedder_rate = {rate}") == 0
+    still, moved = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("0.0", "1.0"))
+    assert still["global"] == moved["global"]  # the same shortlists
+    trained = Embedder.load(tmp_path / "1.0" / WHOLE).network.state_dict()
+    start = START.embedder().network.state_dict()
+    assert not torch.equal(trained["conv_stem.weight"], start["conv_stem.weight"])
+    assert torch.equal(trained["bn1.running_mean"], start["bn1.running_mean"])
+    assert not (tmp_path / "0.0" / WHOLE).exists()
 
 
 @pytest.mark.parametrize(("module", "gin"), [("run", "gin/mamba.gin"), ("embed", "gin/embed/head.gin")])

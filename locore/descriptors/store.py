@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -56,6 +57,14 @@ class Descriptors:
                 for value in (getattr(self, f.name) for f in fields(self))
             )
         )
+
+
+class DescriptorTable(Protocol):
+    """What descriptors of images are read from: `Descriptors`, or what makes them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor) -> Descriptors: ...
 
 
 def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from locore.descriptors.store import Descriptors
+from locore.descriptors.store import Descriptors, DescriptorTable
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Shortlist:
     @classmethod
     def gather(
         cls,
-        queries: Descriptors,
+        queries: DescriptorTable,
         rows: Tensor,
-        gallery: Descriptors,
+        gallery: DescriptorTable,
         candidates: Tensor,
         device: torch.device | str = "cpu",
     ) -> Shortlist:
