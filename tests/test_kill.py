@@ -85,7 +85,12 @@ def test_a_finished_run_is_shown_and_another_configuration_refused(tmp_path, ima
     finally:
         QUICK.pop()
     assert other.returncode == 2 and "another configuration" in error
-    assert sorted(p.name for p in (tmp_path / "run").glob("*.png")) == ["lists.png", "training.png"]
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.png")) == [
+        "curves.png",
+        "gains.png",
+        "lists.png",
+        "training.png",
+    ]
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path, images):

@@ -142,7 +142,7 @@ class Extractor:
         """Descriptors of images in memory, not cached."""
         with torch.inference_mode():
             batch = self._embedder.input([on_white(image) for image in images])
-            return store.unpack(*self.tables(self._embedder, batch.to(self._device)))
+            return store.unpack(*map(torch.from_numpy, self._describe(batch)))
 
     def tables(self, embedder: Embedder, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) -> globals (N, Dg), features (N, L, 5 + D) as `store.write` has them, differentiable."""
