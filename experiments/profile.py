@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -157,6 +158,9 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
     """Time and memory of whole encoders against T: with a fixed block and ever more images, and the other way round."""
     if len(set(options.lengths)) < 2:
         raise ValueError("--lengths needs two lengths or more to fit an exponent.")
+    folder = options.picture.parent
+    if not os.access(folder, os.W_OK):  # said before minutes of measuring, not behind them
+        raise ValueError(f"The picture cannot be written to '{folder}'; give another --picture.")
     from experiments.configuration import SETTINGS
     from locore.report import pictures
 

@@ -103,6 +103,7 @@ def test_arguments_that_are_no_numbers_are_said(capsys, arguments, words):
         (["--against", "tranformers"], "did you mean 'transformers'"),
         (["--against", "mambapy"], "has no longformer"),
         (["--lengths", "300"], "two lengths or more"),
+        (["--lengths", "300", "600", "--picture", "/none/lengths.png"], "give another --picture"),
         (["--lengths", "300", "600", "--backbones", "manba"], "did you mean 'mamba'"),
         (["--backward"], "--backward goes with"),
         (["--backbones", "mamba"], "--backbones goes with"),
