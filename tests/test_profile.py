@@ -8,7 +8,7 @@ import torch
 
 from backbones import ListLayout, create
 from experiments import peers
-from experiments.measure import flops
+from experiments.measure import Side, flops
 from experiments.profile import _exponent, main
 
 SMALL = ["--passes", "1", "--warm-up", "1", "--json"]
@@ -79,6 +79,15 @@ def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
         assert (mb > 2 * tensor).all() and (mb < 20 * tensor).all()
     assert picture.stat().st_size > 1000
     assert _exponent([10, 20, 40], [3, 12, 48]) == 2
+
+
+def test_a_measured_process_that_is_killed_is_said():
+    spec = {"backbone": "query_attention", "size": "mini", "settings": {}, "layout": (5, 4), "batch": 1}
+    with Side(**spec, backward=False, allocator=True, side="encoder") as side:
+        side.run()
+        side._process.kill()
+        with pytest.raises(ValueError, match="ended with exit status -9"):
+            side.run()
 
 
 @pytest.mark.parametrize(
