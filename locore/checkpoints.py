@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from locore.files import atomic
+from locore import weights
 from locore.reranking.listwise import ListwiseReranker
 
 # Published name (HuggingFace's Longformer below `language_model`) -> ours; the first match counts.
@@ -61,9 +60,7 @@ def save(model: ListwiseReranker, path: Path) -> None:
     """Write the weights, and what rebuilds the model, to one safetensors file, atomically."""
     if not isinstance(model.spec["encoder"], str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"locore": json.dumps(model.spec)})
+    weights.save(model, path, locore=json.dumps(model.spec))
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32) -> ListwiseReranker:
@@ -78,15 +75,13 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> ListwiseRerank
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
     try:
-        with safe_open(path, "pt") as file:
-            spec = (file.metadata() or {}).get("locore")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        tensors, said = weights.read(path)
     except FileNotFoundError:
         raise ValueError(f"No model at '{path}'; a finished run's folder has one.") from None
     except SafetensorError as error:
         raise ValueError(f"'{path}' is damaged ({error}).") from error
-    if spec is None:
+    if "locore" not in said:
         raise ValueError(f"'{path}' was not written by LOCORE: it does not say how to build its model.")
-    model = ListwiseReranker(**json.loads(spec))
-    model.load_state_dict(weights)
+    model = ListwiseReranker(**json.loads(said["locore"]))
+    model.load_state_dict(tensors)
     return model.to(dtype).eval()

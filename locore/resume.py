@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from locore import weights
 from locore.files import atomic
 
 
 def save(path: Path, model: nn.Module, optimizer, state: dict) -> None:
     """Write all of it, atomically."""
-    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
+    tensors = {f"model.{name}": value for name, value in weights.of(model).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
     with atomic(path) as temporary:
@@ -30,9 +31,8 @@ def restore(path: Path, model: nn.Module, optimizer) -> dict | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            state = json.loads(file.metadata()["state"])
+        tensors, said = weights.read(path)
+        state = json.loads(said["state"])
         model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"The checkpoint '{path}' is damaged or another model's; delete it to start again.") from error
@@ -45,14 +45,8 @@ def restore(path: Path, model: nn.Module, optimizer) -> dict | None:
     return state
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the weights alone, atomically."""
-    with atomic(path) as temporary:
-        save_file(_weights(model), temporary)
-
-
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load what `save_weights` wrote.
+    """Load weights alone, as `locore.weights.save` writes them.
 
     Raises:
         ValueError: the file is missing, damaged or another model's.
@@ -61,7 +55,3 @@ def load_weights(path: Path, model: nn.Module) -> None:
         model.load_state_dict(load_file(path))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"The weights '{path}' are damaged or another model's; delete the folder.") from error
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

