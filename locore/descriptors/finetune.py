@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import functional as transforms
@@ -26,16 +25,18 @@ HELD_OUT = 0.1  # share of the classes that validates
 PCA_IMAGES = 2000  # that the projection of locals is estimated from
 IMAGES = 64  # a forward pass where nothing is trained
 
-# (classes, width of the descriptor) -> loss; settings of their papers.
+# (pytorch-metric-learning's losses, classes, width of the descriptor) -> loss; settings of their papers.
 LOSSES = {
-    "proxy_anchor": lambda classes, dim: losses.ProxyAnchorLoss(classes, dim, margin=0.1, alpha=32),
-    "proxy_nca": lambda classes, dim: losses.ProxyNCALoss(classes, dim, softmax_scale=9),  # ++: temperature 1/9
-    "multi_similarity": lambda classes, dim: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
-    "contrastive": lambda classes, dim: losses.ContrastiveLoss(pos_margin=0, neg_margin=0.5),
-    "subcenter_arcface": lambda classes, dim: losses.SubCenterArcFaceLoss(num_classes=classes, embedding_size=dim),
-    "normalised_softmax": lambda classes, dim: losses.NormalizedSoftmaxLoss(classes, dim, temperature=0.05),
+    "proxy_anchor": lambda losses, classes, dim: losses.ProxyAnchorLoss(classes, dim, margin=0.1, alpha=32),
+    "proxy_nca": lambda losses, classes, dim: losses.ProxyNCALoss(classes, dim, softmax_scale=9),  # ++: temperature 1/9
+    "multi_similarity": lambda losses, classes, dim: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+    "contrastive": lambda losses, classes, dim: losses.ContrastiveLoss(pos_margin=0, neg_margin=0.5),
+    "subcenter_arcface": lambda losses, classes, dim: losses.SubCenterArcFaceLoss(
+        num_classes=classes, embedding_size=dim
+    ),
+    "normalised_softmax": lambda losses, classes, dim: losses.NormalizedSoftmaxLoss(classes, dim, temperature=0.05),
 }
-MINERS = {"multi_similarity": lambda: miners.MultiSimilarityMiner(epsilon=0.1)}
+MINERS = {"multi_similarity": lambda miners: miners.MultiSimilarityMiner(epsilon=0.1)}
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,14 @@ class Learner(nn.Module):
     """An embedder with its loss, which may have parameters of its own."""
 
     def __init__(self, settings: Finetuning, embedder: Embedder, labels: np.ndarray):
+        from pytorch_metric_learning import losses, miners  # a second that commands without training need not wait
+
         super().__init__()
         self.settings, self.embedder = settings, embedder
         _, self.number = np.unique(labels, return_inverse=True)
         dim = settings.dim or embedder.channels
-        self.loss = LOSSES[settings.loss](int(self.number.max()) + 1, dim)
-        self.miner = MINERS.get(settings.loss, lambda: None)()
+        self.loss = LOSSES[settings.loss](losses, int(self.number.max()) + 1, dim)
+        self.miner = MINERS.get(settings.loss, lambda _: None)(miners)
         embedder.network.requires_grad_(not settings.frozen)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
