@@ -69,7 +69,7 @@ class LongformerLayer(nn.Module):
 
 @register(
     "longformer",
-    mini={"width": 192, "depth": 4, "heads": 6, "window": 64},
+    mini={"width": 192, "depth": 4, "heads": 6, "window": 64, "expansion": 4.25},
     tiny={"width": 512, "depth": 4, "heads": 8, "window": 1024},
     small={"width": 768, "depth": 6, "heads": 12, "window": 512},
     base={"width": 768, "depth": 12, "heads": 12, "window": 512},

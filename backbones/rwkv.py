@@ -82,7 +82,7 @@ class BidirectionalRWKV(nn.Module):
 
 @register(
     "rwkv",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 2, "expansion": 2},
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1.25, "expansion": 2},
     tiny={"width": 384, "depth": 6, "heads": 6},
     small={"width": 512, "depth": 10, "heads": 8},
     base={"width": 768, "depth": 8, "heads": 12},

@@ -25,7 +25,7 @@ class TransformerLayer(nn.Module):
 
 @register(
     "transformer",
-    mini={"width": 192, "depth": 4, "heads": 6},
+    mini={"width": 192, "depth": 4, "heads": 6, "expansion": 5.75},
     tiny={"width": 512, "depth": 6, "heads": 8},
     small={"width": 768, "depth": 8, "heads": 12},
     base={"width": 768, "depth": 16, "heads": 12},
