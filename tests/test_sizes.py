@@ -1,7 +1,8 @@
-"""Table A of the supplement, to the last parameter (reference: no local projection, 2048-d globals)."""
+"""The sizes of the published encoder (Table A of the supplement: no local projection, 2048-d globals) and of ours."""
 
 import pytest
 
+import backbones
 from locore.reranking import ListwiseReranker
 
 
@@ -12,3 +13,12 @@ from locore.reranking import ListwiseReranker
 def test_longformer_has_the_published_number_of_parameters(size, width, parameters):
     model = ListwiseReranker("longformer", local_dim=width, global_dim=2048, size=size)
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_backbones_of_size_mini_are_equally_large():
+    """Within one per cent, so that a table over them compares structures."""
+    counts = {
+        name: sum(p.numel() for p in backbones.create(name, "mini").parameters())
+        for name in ("mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention")
+    }
+    assert max(counts.values()) < 1.01 * min(counts.values()), counts
