@@ -24,10 +24,11 @@ from experiments.data import Data
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files
-from locore.datasets import Benchmark, ImageSet, Relevance
+from locore.datasets import Benchmark, ImageSet, Relevance, Subset
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
+from locore.descriptors.views import AnyView, View
 from locore.evaluation import Search, summary
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
@@ -79,6 +80,8 @@ class Experiment:
         if self.evaluated_in not in PRECISIONS:
             unknown = self.evaluated_in
             raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
+        if self.embedder_rate and self.sampling.views > 1:
+            raise ValueError("Sampling.views are of descriptors that stay, so leave Experiment.embedder_rate at 0.")
         if self.embedder:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
@@ -126,6 +129,7 @@ class Experiment:
             )
         with stage("descriptors"):
             train, made_by = self._describe(images, fitted=True)
+            others = [self._describe(View(images, n), fitted=True)[0] for n in range(1, self.sampling.views)]
             (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
         with stage("shortlists"):
             lists, validation, fitted, validating = self._training_lists(train, images, made_by)
@@ -138,6 +142,9 @@ class Experiment:
         if self.whitening is not None:
             assert isinstance(lists.descriptors, Descriptors)
             model.embedding.whiten(lists.descriptors, self.whitening)
+        if others:
+            rows = torch.from_numpy(fitted.indices)
+            lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
         embedder = None
@@ -215,7 +222,7 @@ class Experiment:
 
     def _training_lists(
         self, descriptors: Descriptors, images: ImageSet, made_by: np.ndarray
-    ) -> tuple[Lists, Search, ImageSet, ImageSet]:
+    ) -> tuple[Lists, Search, Subset, Subset]:
         """Lists of nine tenths of the training classes, a search over the others that validates, and images of both."""
         labels = images.labels
         known, counts = np.unique(labels[made_by == 0], return_counts=True)

@@ -27,6 +27,7 @@ class Sampling:
         depth: how many neighbours they are drawn from, anew each time; None = as many as candidates.
         fewest, most: positives of a list, as far as there are so many among its neighbours.
         shuffled: candidates in random order, so that a place says nothing; else nearest first, as in evaluation.
+        views: of each image, descriptors of one of which a list gets: itself, and changed at random.
         token_dropout: share of the local descriptors that is masked, in every image anew.
         label_smoothing: of the loss, see `torch.nn.functional.cross_entropy`.
     """
@@ -36,12 +37,15 @@ class Sampling:
     fewest: int = 0
     most: int | None = None
     shuffled: bool = True
+    views: int = 1
     token_dropout: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self):
         if self.most is not None and self.most < self.fewest:
             raise ValueError(f"Sampling.most {self.most} is less than Sampling.fewest {self.fewest}.")
+        if self.views < 1:
+            raise ValueError(f"Sampling.views = {self.views} must be at least 1, the image itself.")
         for name in ("token_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Sampling.{name} = {getattr(self, name)} must be in [0, 1).")

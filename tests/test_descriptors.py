@@ -1,5 +1,7 @@
 """Extraction: what it gives, its cache, and how it goes on after a kill or damage."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from locore.datasets import benchmarks
 from locore.descriptors import Extractor, embedder, extract, store
 from locore.descriptors.embedder import POOLINGS
 from locore.descriptors.fold import fold_batch_norms
+from locore.descriptors.views import AnyView, View
 from locore.files import cache_folder
+from locore.reranking import Shortlist
 
 QUICK = Extractor(image_size=32, local_stage=3, grid=2, batch=4)
 
@@ -173,3 +177,26 @@ def test_transformers_give_their_last_map(images, model):
     assert extractor.sizes == (extractor._embedder.network.num_features,) * 2
     assert found.local.shape == (3, 4, extractor._embedder.network.num_features)
     assert torch.isfinite(found.local).all() and not torch.equal(found.local[0], found.local[1])
+
+
+def test_views_are_changed_images_and_always_the_same(tmp_path):
+    images = benchmarks.create("folder", path=str(write_glyphs(tmp_path, classes=4, images=3))).train
+    view, other = View(images, 1), View(images, 2)
+    same, first, second = (np.asarray(each.image(1)) for each in (images, view, other))
+    assert (first != same).any() and (first != second).any()
+    torch.manual_seed(5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert (np.asarray(View(images, 1).image(1)) == first).all()
+    assert torch.equal(torch.rand(1), drawn)  # a training's own random numbers are left alone
+    assert len({images.fingerprint, view.fingerprint, other.fingerprint}) == 3
+
+
+def test_any_view_of_the_image_that_was_asked_for():
+    described = Shortlist.random(1, 4, 2, 8, 8).candidates[0]
+    table = AnyView([described, replace(described, global_=-described.global_)])
+    torch.manual_seed(0)
+    rows = torch.arange(4).repeat(50)
+    signs = (table[rows].global_ * described.global_[rows]).sum(-1)
+    torch.testing.assert_close(signs.abs(), torch.ones(200))
+    assert 60 < int((signs > 0).sum()) < 140 and len(table) == 4

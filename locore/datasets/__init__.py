@@ -1,5 +1,5 @@
 """Benchmarks: which images there are and which answers are right."""
 
-from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, benchmarks
+from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, Subset, benchmarks
 
-__all__ = ["Benchmark", "ImageSet", "Relevance", "benchmarks"]
+__all__ = ["Benchmark", "ImageSet", "Relevance", "Subset", "benchmarks"]

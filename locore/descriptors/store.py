@@ -49,6 +49,11 @@ class Descriptors:
 
         return cls(*(chosen(getattr(ours, f.name), getattr(theirs, f.name)) for f in fields(cls)))
 
+    @classmethod
+    def stack(cls, several: list[Descriptors]) -> Descriptors:
+        """Descriptors of as many images each, under a new leading dimension."""
+        return cls(*(torch.stack([getattr(each, f.name) for each in several]) for f in fields(cls)))
+
     def to(self, device: torch.device | str) -> Descriptors:
         """The same on a device, floating-point tensors as float32."""
         return Descriptors(
