@@ -68,7 +68,7 @@ class Embedding:
                 name: self._search(benchmark, weights)
                 for name, weights in (("before", self.extractor.weights), ("trained", str(folder / WHOLE)))
             }
-            values = {name: search.metrics(None, benchmark.ks) for name, search in searches.items()}
+            values = {name: search.metrics(None) for name, search in searches.items()}
         metrics = {
             "benchmark": benchmark.name,
             **{name: {n: 100 * float(v.mean()) for n, v in found.items()} for name, found in values.items()},
@@ -88,7 +88,7 @@ class Embedding:
         described = replace(self.extractor, weights=weights)
         queries, gallery = described.extract(benchmark.queries), described.extract(benchmark.gallery)
         answers, groups = next(iter(benchmark.protocols.values())), benchmark.queries.labels
-        return Search.of(queries, gallery, answers, groups, benchmark.self_index, 1, benchmark.ks)
+        return Search.of(queries, gallery, answers, groups, benchmark.self_index, 1, benchmark.measures)
 
 
 def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Embedding, str]:

@@ -29,7 +29,7 @@ from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.descriptors.views import AnyView, View
-from locore.evaluation import Search, summary
+from locore.evaluation import MetricLearning, Search, reordered, summary
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.retrieval import search
@@ -135,7 +135,7 @@ class Experiment:
             lists, validation, fitted, validating = self._training_lists(train, images, made_by)
             groups, own = benchmark.queries.labels, benchmark.self_index
             searches = {
-                protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.ks)
+                protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.measures)
                 for protocol, answers in benchmark.protocols.items()
             }
         model = self.model(seed)
@@ -162,7 +162,7 @@ class Experiment:
 
         def validate() -> dict[str, float]:
             reranked = described_anew().rerank(model, self.candidates, lists_at_once, device)
-            return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order, (1,)).items()}
+            return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
 
         with stage("training"):
             state = fit_reranker(
@@ -180,10 +180,10 @@ class Experiment:
             ensemble = Ensemble.fit(
                 held_out.similarities,
                 held_out.comparable_scores,
-                lambda order: validation.metrics(order, ())["mAP@R"].mean(),
+                lambda order: validation.metrics(order)["mAP@R"].mean(),
             )
             reranked = {p: s.rerank(model, self.candidates, lists_at_once, device) for p, s in searches.items()}
-            tables = {p: summary(s, reranked[p], ensemble, self.candidates, benchmark.ks) for p, s in searches.items()}
+            tables = {p: summary(s, reranked[p], ensemble, self.candidates) for p, s in searches.items()}
             first = next(iter(searches))
             self._draw(folder, benchmark, searches[first], reranked[first].order, state["history"])
         stage.seconds["training"] = round(state["seconds"], 1)
@@ -209,10 +209,11 @@ class Experiment:
         pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
         pictures.training(folder / "training.png", history)
         orders = {"global": None, "re-ranked": order, "oracle": searched.oracle(self.candidates)}
-        right = {name: searched.right if o is None else searched.reordered(o) for name, o in orders.items()}
+        right = {name: reordered(searched.right, o) for name, o in orders.items()}
         pictures.curves(folder / "curves.png", right)
-        before, after = (100 * searched.metrics(o, ())["mAP@R"] for o in (None, order))
-        pictures.gains(folder / "gains.png", before, after)
+        main = searched.measures.main
+        before, after = (100 * searched.metrics(o)[main] for o in (None, order))
+        pictures.gains(folder / "gains.png", before, after, main)
 
     def _describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""
@@ -247,7 +248,9 @@ class Experiment:
         answers = Relevance.from_labels(labels[others], labels[others], every)
         for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
             answers.positive[row] = np.empty(0, dtype=np.int64)  # is not asked
-        validation = Search.of(validating, validating, answers, labels[others], every, self.candidates)
+        validation = Search.of(
+            validating, validating, answers, labels[others], every, self.candidates, MetricLearning((1,))
+        )
         lists = Lists(descriptors[torch.from_numpy(rows)], neighbours, labels[rows], count, self.sampling)
         return lists, validation, images.subset(rows), images.subset(others)
 
@@ -289,7 +292,7 @@ def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
         "class": searched.groups.tolist(),
     }
     for method, places in (("global", None), ("reranked", order)):
-        for name, values in searched.metrics(places, benchmark.ks).items():
+        for name, values in searched.metrics(places).items():
             columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
     text = io.StringIO()
     writer = csv.writer(text)

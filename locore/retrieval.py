@@ -16,19 +16,20 @@ ROWS = 2**17  # of the gallery at a time in float32: what is larger is searched 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest gallery images of each query, best first; junk behind all others.
+    """The nearest gallery images of each query, best first.
 
     Attributes:
-        indices: (Q, depth) int64. similarities: (Q, depth) float32. junk: (Q, depth) bool.
+        indices: (Q, depth) int64. similarities: (Q, depth) float32.
+        behind: (Q, depth) bool, images that were moved behind all others.
     """
 
     indices: np.ndarray
     similarities: np.ndarray
-    junk: np.ndarray
+    behind: np.ndarray
 
     def first(self, depth: int) -> Neighbours:
         """The head of every list."""
-        return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.junk[:, :depth])
+        return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.behind[:, :depth])
 
 
 class Table(Protocol):
@@ -44,14 +45,14 @@ def search(
     gallery: Table,
     depth: int,
     self_index: np.ndarray | None = None,
-    junk: list[np.ndarray] | None = None,
+    behind: list[np.ndarray] | None = None,
 ) -> Neighbours:
     """Exact neighbours by inner product, on a GPU where faiss has one.
 
     Args:
         queries: (Q, D). gallery: (N, D), of any precision. depth: neighbours a query.
         self_index: (Q,) each query's own place in the gallery, left out of its list.
-        junk: for each query the gallery indices that are marked and moved behind its whole list.
+        behind: for each query the gallery indices that are moved behind its whole list.
 
     Raises:
         ValueError: the gallery is smaller than the depth, or a descriptor is not finite.
@@ -61,13 +62,12 @@ def search(
         raise ValueError(
             f"A shortlist of {depth} is longer than the gallery of {most} images; lower the number of candidates."
         )
-    # Deep enough that the lists are full once the query itself is out and all its junk has moved behind.
-    margin = (self_index is not None) + max((len(j) for j in junk or []), default=0)
+    # Deep enough that the lists are full once the query itself is out and others have moved behind.
+    margin = (self_index is not None) + max((len(moved) for moved in behind or []), default=0)
     similarities, indices = _nearest(_finite(queries), gallery, min(depth + margin, len(gallery)))
     marked = np.zeros(indices.shape, dtype=bool)
-    if junk is not None:
-        for row, ids in enumerate(junk):
-            marked[row] = np.isin(indices[row], ids)
+    for row, moved in enumerate(behind or []):
+        marked[row] = np.isin(indices[row], moved)
     last = marked.astype(np.int8)
     if self_index is not None:
         last[indices == self_index[:, None]] = 2

@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from locore.datasets import Relevance
-from locore.evaluation import all_metrics, interval
+from locore.evaluation import MetricLearning, interval
 from locore.evaluation.metrics import relevance
 from locore.retrieval import search
 
@@ -23,7 +23,8 @@ def retrieval():
     neighbours = search(points, points, 59, own)
     answers = Relevance.from_labels(labels, labels, own)
     positives = np.array([len(p) for p in answers.positive])
-    return points, labels, neighbours, all_metrics(relevance(neighbours.indices, answers.positive), positives, KS)
+    right = relevance(neighbours.indices, answers.positive)
+    return points, labels, neighbours, MetricLearning(KS)(right, np.zeros_like(right), positives)
 
 
 def test_agrees_with_pytorch_metric_learning(retrieval):
@@ -46,14 +47,14 @@ def test_recall_agrees_with_a_slow_loop(retrieval):
         assert metrics[f"R@{k}"].mean() == pytest.approx(np.mean(hits))
 
 
-def test_the_query_is_left_out_and_junk_is_behind():
+def test_the_query_is_left_out_and_what_is_moved_is_behind():
     points = np.eye(6, dtype=np.float32) + 0.1
     own = np.arange(6)
-    junk = [np.array([(i + 1) % 6]) for i in own]
-    neighbours = search(points, points, 5, own, junk)
+    moved = [np.array([(i + 1) % 6]) for i in own]
+    neighbours = search(points, points, 5, own, moved)
     assert not (neighbours.indices == own[:, None]).any()
     assert (neighbours.indices[:, -1] == (own + 1) % 6).all()
-    assert neighbours.junk[:, -1].all() and not neighbours.junk[:, :-1].any()
+    assert neighbours.behind[:, -1].all() and not neighbours.behind[:, :-1].any()
 
 
 def test_interval_of_a_constant_is_that_constant_and_groups_widen_it():

@@ -32,7 +32,7 @@ def root(name, tmp_path):
 def test_the_published_split_and_ks(name, root, caplog):
     with caplog.at_level(logging.WARNING):
         benchmark = benchmarks.create(name, root=str(root))
-    assert benchmark.ks == KS[name]
+    assert benchmark.measures.ks == KS[name]
     assert len(benchmark.train) == CLASSES * IMAGES
     assert len(np.unique(benchmark.gallery.labels)) == CLASSES
     assert not set(benchmark.train.labels) & set(benchmark.gallery.labels)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from backbones.registry import Registry
+from locore.evaluation.measures import Measures, MetricLearning
 
 benchmarks = Registry("benchmark", "locore.datasets", "locore.benchmarks")
 
@@ -57,15 +58,36 @@ class Subset(ImageSet):
         return self.base.image(int(self.indices[index]))
 
 
+class Joined(ImageSet):
+    """Image sets one behind the other."""
+
+    def __init__(self, *parts: ImageSet):
+        self.parts = parts
+        self.names = [name for part in parts for name in part.names]
+        self.labels = np.concatenate([part.labels for part in parts])
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    def image(self, index: int) -> Image.Image:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part].image(index - (int(self._ends[part - 1]) if part else 0))
+
+
 @dataclass(frozen=True)
 class Relevance:
-    """The answers of one protocol: for each query the gallery indices that are right, and those that do not count.
+    """The answers of one protocol, for each query as gallery indices; whatever is in neither of the first two is wrong.
 
-    Whatever is neither is wrong.
+    Attributes:
+        positive: are right. junk: do not count: they are taken out of a ranking before it is measured.
+        behind: are moved behind the whole list before it is cut to the candidates, so that they are not re-ranked.
     """
 
     positive: list[np.ndarray]
     junk: list[np.ndarray]
+    behind: list[np.ndarray]
 
     @classmethod
     def from_labels(cls, queries: np.ndarray, gallery: np.ndarray, self_index: np.ndarray | None = None) -> Relevance:
@@ -79,7 +101,8 @@ class Relevance:
         positive = [np.sort(order[a:b]) for a, b in zip(low, high, strict=True)]
         if self_index is not None:
             positive = [p[p != own] for p, own in zip(positive, self_index, strict=True)]
-        return cls(positive, [np.empty(0, dtype=np.int64)] * len(queries))
+        nothing = [np.empty(0, dtype=np.int64)] * len(queries)
+        return cls(positive, nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ class Benchmark:
         queries: those that every protocol asks about. gallery: all images searched.
         protocols: the right answers, by the name of the protocol.
         self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
-        ks: the k of the recalls that the benchmark reports.
+        measures: what the benchmark reports.
     """
 
     name: str
@@ -100,7 +123,7 @@ class Benchmark:
     gallery: ImageSet
     protocols: dict[str, Relevance]
     self_index: np.ndarray | None = None
-    ks: tuple[int, ...] = (1, 10, 100)
+    measures: Measures = field(default_factory=MetricLearning)
 
     @classmethod
     def leave_one_out(
@@ -126,5 +149,5 @@ class Benchmark:
             gallery=test,
             protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
             self_index=index,
-            ks=ks,
+            measures=MetricLearning(ks),
         )

@@ -7,6 +7,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ class FileImages(ImageSet):
 
     Args:
         root: the folder or zip. names: paths below it. labels: (N,) int64.
-        versions: one of each file, which changes with what is in it: size and time, or size and checksum.
+        versions: one of each file, which changes with what is in it: size and time, or size and checksum; None = they
+            are looked up when descriptors are asked for, so that the files may be missing until then.
         boxes: (N, 4) left, top, right and bottom in pixels, what is cut out of each image; None = all of it.
     """
 
@@ -40,14 +42,28 @@ class FileImages(ImageSet):
         root: Path,
         names: Sequence[str],
         labels: np.ndarray,
-        versions: Sequence[tuple[int, int]],
+        versions: Sequence[tuple[int, int]] | None = None,
         boxes: np.ndarray | None = None,
     ):
         self.root, self.names, self.labels, self.boxes = root, list(names), np.asarray(labels, dtype=np.int64), boxes
         self._versions = versions
-        known = repr(list(zip(names, versions, strict=True))) + ("" if boxes is None else repr(boxes.tolist()))
-        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
         self._zip: zipfile.ZipFile | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        versions = self._looked_up() if self._versions is None else self._versions
+        known = repr(list(zip(self.names, versions, strict=True)))
+        known += "" if self.boxes is None else repr(self.boxes.tolist())
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    def _looked_up(self) -> list[tuple[int, int]]:
+        try:
+            found = [(self.root / name).stat() for name in self.names]
+        except OSError as error:
+            raise ValueError(
+                f"The image '{error.filename}' is missing; unpack the images there, or name files of descriptors."
+            ) from error
+        return [(each.st_size, each.st_mtime_ns) for each in found]
 
     def cut(self, boxes: np.ndarray) -> FileImages:
         """The same images, each cut to its box (N, 4)."""

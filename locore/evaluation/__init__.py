@@ -2,17 +2,25 @@
 
 from locore.evaluation.bootstrap import interval
 from locore.evaluation.embeddings import evaluate_embeddings
-from locore.evaluation.evaluate import Reranked, Search, summary
-from locore.evaluation.metrics import all_metrics, map_at_r, r_precision, recall_at
+from locore.evaluation.evaluate import Reranked, Search, reordered, summary
+from locore.evaluation.measures import MapAt100, Measures, MetricLearning, Revisited
+from locore.evaluation.metrics import average_precision, map_at, map_at_r, precision_at, r_precision, recall_at
 
 __all__ = [
+    "MapAt100",
+    "Measures",
+    "MetricLearning",
     "Reranked",
+    "Revisited",
     "Search",
-    "all_metrics",
+    "average_precision",
     "evaluate_embeddings",
     "interval",
+    "map_at",
     "map_at_r",
+    "precision_at",
     "r_precision",
     "recall_at",
+    "reordered",
     "summary",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from locore.evaluation.metrics import all_metrics
+from locore.evaluation.measures import MetricLearning
 from locore.retrieval import search
 
 PLACES = 2**25  # places of rankings held at a time
@@ -65,7 +65,7 @@ def evaluate_embeddings(
         depth = int(max(right_images[rows].max(), *ks))
         neighbours = search(_Unit(embeddings)[rows], _Unit(listed), depth, rows if alone else None)
         right = numbers[neighbours.indices] == place[rows][:, None]
-        values.append(all_metrics(right, right_images[rows], ks))
+        values.append(MetricLearning(tuple(ks))(right, np.zeros_like(right), right_images[rows]))
     order = np.argsort(asked)
     return {name: np.concatenate([block[name] for block in values])[order] for name in values[0]}
 

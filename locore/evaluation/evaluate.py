@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from locore.datasets.benchmark import Relevance
 from locore.descriptors.store import Descriptors
 from locore.evaluation.bootstrap import interval
-from locore.evaluation.metrics import all_metrics, relevance
+from locore.evaluation.measures import Measures
+from locore.evaluation.metrics import relevance
 from locore.progress import track
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, search
+
+if TYPE_CHECKING:  # benchmarks say how they are measured, so their module imports this package
+    from locore.datasets.benchmark import Relevance
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class Search:
     """What re-ranking starts from: queries with a right answer, their neighbours, and what is right.
 
     Attributes:
-        rows: (Q,) which of the queries. neighbours: depth enough for every metric. right: (Q, depth) bool.
+        rows: (Q,) which of the queries. neighbours: depth enough for every metric.
+        right, junk: (Q, depth) bool, which of the neighbours are right, and which do not count.
         positives: (Q,) right images in the whole gallery. groups: (Q,) class of each query.
+        measures: what is reported of every query.
     """
 
     queries: Descriptors
@@ -34,8 +39,10 @@ class Search:
     rows: np.ndarray
     neighbours: Neighbours
     right: np.ndarray
+    junk: np.ndarray
     positives: np.ndarray
     groups: np.ndarray
+    measures: Measures
 
     @classmethod
     def of(
@@ -46,9 +53,9 @@ class Search:
         groups: np.ndarray,
         self_index: np.ndarray | None,
         candidates: int,
-        ks: Sequence[int] = (),
+        measures: Measures,
     ) -> Search:
-        """Search every query that has a right image, as deep as the candidates, R@k and mAP@R need.
+        """Search every query that has a right image, as deep as the candidates and the measures need.
 
         Raises:
             ValueError: the gallery has fewer images than there are to be candidates.
@@ -56,18 +63,20 @@ class Search:
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise ValueError("No query of this protocol has a right image in the gallery.")
-        positive = [answers.positive[row] for row in rows]
+        positive, junk, behind = (
+            [images[row] for row in rows] for images in (answers.positive, answers.junk, answers.behind)
+        )
         positives = np.array([len(p) for p in positive])
         most = len(gallery) - (self_index is not None)
         neighbours = search(
             queries.global_[rows].float().numpy(),
             gallery.global_.float().numpy(),
-            max(candidates, min(max(ks, default=0), most), int(positives.max())),
+            max(candidates, measures.depth(positives, most)),
             None if self_index is None else self_index[rows],
-            [answers.junk[row] for row in rows],
+            behind,
         )
-        right = relevance(neighbours.indices, positive)
-        return cls(queries, gallery, rows, neighbours, right, positives, groups[rows])
+        right, ignored = (relevance(neighbours.indices, images) for images in (positive, junk))
+        return cls(queries, gallery, rows, neighbours, right, ignored, positives, groups[rows], measures)
 
     def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
         """Re-rank the first `candidates` of every list."""
@@ -82,9 +91,9 @@ class Search:
                 torch.from_numpy(head.indices[part]),
                 device,
             )
-            junk = torch.from_numpy(head.junk[part]).to(device)
-            if junk.any():  # a gallery so small that the lists reach into what does not count
-                shortlist = replace(shortlist, present=~junk)
+            behind = torch.from_numpy(head.behind[part]).to(device)
+            if behind.any():  # a gallery so small that the lists reach into what was moved behind them
+                shortlist = replace(shortlist, present=~behind)
             begun = time.perf_counter()
             ranking = reranker.rerank(shortlist)
             rankings.append(Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu()))
@@ -97,15 +106,9 @@ class Search:
             milliseconds_a_list=1000 * seconds / len(self.rows),
         )
 
-    def metrics(self, order: Tensor | None, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    def metrics(self, order: Tensor | None) -> dict[str, np.ndarray]:
         """Every metric of every query, its first K places put in `order` (Q, K); None = as searched."""
-        return all_metrics(self.right if order is None else self.reordered(order), self.positives, ks)
-
-    def reordered(self, order: Tensor) -> np.ndarray:
-        """(Q, depth) relevance with the head in `order` and the tail untouched."""
-        places = order.numpy()
-        head = np.take_along_axis(self.right, places, axis=1)
-        return np.concatenate([head, self.right[:, places.shape[1] :]], axis=1)
+        return self.measures(reordered(self.right, order), reordered(self.junk, order), self.positives)
 
     def oracle(self, candidates: int) -> Tensor:
         """The best order of the same shortlist."""
@@ -114,6 +117,14 @@ class Search:
     def shortlist_recall(self, candidates: int) -> np.ndarray:
         """(Q,) share of a query's right images, or of as many as fit, that its shortlist holds."""
         return self.right[:, :candidates].sum(axis=1) / np.minimum(self.positives, candidates)
+
+
+def reordered(places: np.ndarray, order: Tensor | None) -> np.ndarray:
+    """(Q, depth) with the head in `order` (Q, K), None = as it is, and the tail untouched."""
+    if order is None:
+        return places
+    head = np.take_along_axis(places, order.numpy(), axis=1)
+    return np.concatenate([head, places[:, order.shape[1] :]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -141,13 +152,13 @@ class Reranked:
         return self.scores
 
 
-def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int, ks: Sequence[int]) -> dict:
+def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int) -> dict:
     """The table of one protocol: means in percent, and differences to global with their 95 % intervals."""
     methods = {
-        "global": searched.metrics(None, ks),
-        "reranked": searched.metrics(reranked.order, ks),
-        "ensemble": searched.metrics(reranked.ensemble(ensemble), ks),
-        "oracle": searched.metrics(searched.oracle(candidates), ks),
+        "global": searched.metrics(None),
+        "reranked": searched.metrics(reranked.order),
+        "ensemble": searched.metrics(reranked.ensemble(ensemble)),
+        "oracle": searched.metrics(searched.oracle(candidates)),
     }
     percent = {m: {name: 100 * float(v.mean()) for name, v in values.items()} for m, values in methods.items()}
 
@@ -161,7 +172,8 @@ def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates
         **percent,
         "difference": differences("reranked"),
         "difference_ensemble": differences("ensemble"),
+        "shown": searched.measures.shown,
+        "unchanged": [n for n, v in methods["oracle"].items() if np.array_equal(v, methods["global"][n])],
         "shortlist_recall": 100 * float(searched.shortlist_recall(candidates).mean()),
-        "unchanged": [f"R@{k}" for k in ks if k >= candidates],
         "queries": len(searched.rows),
     }

@@ -1,4 +1,4 @@
-"""Retrieval metrics of each query, from the relevance of its ranking (reference: Musgrave et al. 2020)."""
+"""Retrieval metrics of each query, from the relevance of its ranking."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def relevance(ranking: np.ndarray, positive: Sequence[np.ndarray]) -> np.ndarray:
-    """(Q, depth) gallery indices and each query's right ones -> (Q, depth) bool."""
-    return np.stack([np.isin(row, right) for row, right in zip(ranking, positive, strict=True)])
+def relevance(ranking: np.ndarray, images: Sequence[np.ndarray]) -> np.ndarray:
+    """(Q, depth) gallery indices and for each query some images -> (Q, depth) bool, which are these."""
+    return np.stack([np.isin(row, wanted) for row, wanted in zip(ranking, images, strict=True)])
 
 
 def recall_at(right: np.ndarray, k: int) -> np.ndarray:
@@ -18,10 +18,9 @@ def recall_at(right: np.ndarray, k: int) -> np.ndarray:
 
 
 def map_at_r(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """mAP@R: (1/R) Σ_{i≤R} P(i)·rel(i) with R = `positives` (Q,). Needs depth >= max R. -> (Q,)."""
+    """mAP@R: (1/R) Σ_{i≤R} P(i)·rel(i), R = `positives` (Q,) (Musgrave et al. 2020). Needs depth >= max R. -> (Q,)."""
     within = right & (np.arange(right.shape[1]) < positives[:, None])
-    precision = np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)
-    return np.sum(precision * within, axis=1) / positives
+    return np.sum(_precision(right) * within, axis=1) / positives
 
 
 def r_precision(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -29,10 +28,29 @@ def r_precision(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return (right & (np.arange(right.shape[1]) < positives[:, None])).sum(axis=1) / positives
 
 
-def all_metrics(right: np.ndarray, positives: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Every metric of every query, by name; R@k in the order of `ks`."""
-    return {
-        **{f"R@{k}": recall_at(right, k) for k in ks},
-        "mAP@R": map_at_r(right, positives),
-        "R-precision": r_precision(right, positives),
-    }
+def map_at(right: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
+    """mAP@k: Σ_{i≤k} P(i)·rel(i) over min(positives, k), as for GLDv2 (Weyand et al. 2020, section 4.2). -> (Q,)."""
+    head = right[:, :k]
+    return np.sum(_precision(head) * head, axis=1) / np.minimum(positives, k)
+
+
+def average_precision(places: np.ndarray, positives: int) -> float:
+    """The trapezoidal average precision of revisitop (Philbin et al. 2007).
+
+    Args:
+        places: (R,) ascending, from 0, where the right images stand. positives: how many there are to be found.
+    """
+    found = np.arange(len(places))
+    before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
+    return float(np.sum(before + (found + 1) / (places + 1)) / (2 * positives))
+
+
+def precision_at(places: np.ndarray, k: int) -> float:
+    """mP@k of revisitop: precision among the first k, or among as many as reach the last right image; places from 0."""
+    cut = min(int(places.max()) + 1, k)
+    return float(np.sum(places < cut) / cut)
+
+
+def _precision(right: np.ndarray) -> np.ndarray:
+    """P(i) at every place."""
+    return np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)

@@ -15,10 +15,9 @@ from locore.report.pictures import plt, save
 
 
 def columns(finished: dict[str, list[dict]]) -> list[str]:
-    """The metrics that are shown: the first two recalls that the benchmark reports, and mAP@R."""
-    known = [name for runs in finished.values() for name in runs[0]["global"]]
-    recalls = list(dict.fromkeys(name for name in known if name.startswith("R@")))
-    return [*recalls[:2], "mAP@R"]
+    """The metrics that are shown, the one that decides last."""
+    runs = next(iter(finished.values()), [])
+    return runs[0]["shown"] if runs else ["R@1"]
 
 
 def rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[str, str]]:
@@ -38,14 +37,15 @@ def rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[s
         for n in metrics_shown:
             gain = mean(r["reranked"][n] - r["global"][n] for r in runs)
             row[n] = f"{spread([r['reranked'][n] for r in runs])} ({gain:+.1f})"
-        row["ensemble mAP@R"] = spread([r["ensemble"]["mAP@R"] for r in runs])
+        main = metrics_shown[-1]
+        row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in runs])
         row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
         row["ms a list"] = spread([r["latency_ms"] for r in runs])
         row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
-    table += [{"": name, "R@1": f"failed: {why}"} for name, why in failed.items()]
+    table += [{"": name, metrics_shown[0]: f"failed: {why}"} for name, why in failed.items()]
     return table
 
 

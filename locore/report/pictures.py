@@ -97,13 +97,15 @@ def curves(path: Path, right: dict[str, np.ndarray]) -> None:
     save(figure, path)
 
 
-def gains(path: Path, before: np.ndarray, after: np.ndarray) -> None:
-    """mAP@R in percent of each query (Q,), before and after: one against the other, and the gains in order."""
+def gains(path: Path, before: np.ndarray, after: np.ndarray, metric: str) -> None:
+    """A metric in percent of each query (Q,), before and after: one against the other, and the gains in order."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     left.plot([0, 100], [0, 100], color="0.6", linewidth=1)
     left.scatter(before, after, s=8, alpha=0.3, linewidths=0)
     left.plot(before.mean(), after.mean(), marker="+", markersize=16, color=RED, label="means")
-    left.set(xlabel="before: mAP@R of a query, %", ylabel="after, %", xlim=(-2, 102), ylim=(-2, 102), aspect="equal")
+    left.set(
+        xlabel=f"before: {metric} of a query, %", ylabel="after, %", xlim=(-2, 102), ylim=(-2, 102), aspect="equal"
+    )
     left.legend(loc="lower right")
     gain = np.sort(after - before)[::-1]
     better, worse = (gain > 0).mean(), (gain < 0).mean()
@@ -111,7 +113,7 @@ def gains(path: Path, before: np.ndarray, after: np.ndarray) -> None:
     right.fill_between(share, gain, where=gain >= 0, color=GREEN, step="mid", label=f"better: {better:.0%} of queries")
     right.fill_between(share, gain, where=gain <= 0, color=RED, step="mid", label=f"worse: {worse:.0%}")
     right.axhline(gain.mean(), color="0.3", linestyle=":", label=f"mean {gain.mean():+.1f}")
-    right.set(xlabel="queries in order of their gain, %", ylabel="gain in mAP@R, points", xlim=(0, 100))
+    right.set(xlabel="queries in order of their gain, %", ylabel=f"gain in {metric}, points", xlim=(0, 100))
     right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)

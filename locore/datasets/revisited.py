@@ -1,0 +1,101 @@
+"""Revisited Oxford and Paris (Radenović et al. 2018), with a million distractors or without."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from locore.datasets.benchmark import Benchmark, ImageSet, Joined, Relevance, benchmarks
+from locore.datasets.images import FileImages
+from locore.evaluation.measures import Revisited
+from locore.unpickle import unpickle
+
+log = logging.getLogger(__name__)
+
+SOURCE = "http://cmp.felk.cvut.cz/revisitop"
+DISTRACTORS = 1_001_001
+NOBODY = -1  # class of an image of which no class is known
+GRADES = ("easy", "hard", "junk")
+# Protocol -> which grades are right, which do not count, and which are moved behind the list before it is cut. Images
+# that do not count but stay take part in re-ranking: a list-wise re-ranker may use them.
+PROTOCOLS = {
+    "medium": (("easy", "hard"), ("junk",), ("junk",)),
+    "hard": (("hard",), ("junk", "easy"), ("junk",)),
+    "hard*": (("hard",), ("junk", "easy"), ("junk", "easy")),
+    "easy": (("easy",), ("junk", "hard"), ("junk",)),
+}
+
+
+@benchmarks.register("roxford5k")
+def roxford5k(root: str, distractors: str | None = None) -> Benchmark:
+    """70 queries, each cropped to its building, among 4,993 images of Oxford.
+
+    Args:
+        root: the folder with `gnd_roxford5k.pkl` and, if descriptors are to be extracted, `jpg`.
+        distractors: the folder of revisitop1m, with `revisitop1m.txt`; its images follow the gallery's.
+
+    Raises:
+        ValueError: the ground truth is missing or damaged.
+    """
+    return revisited("roxford5k", Path(root).expanduser(), distractors)
+
+
+@benchmarks.register("rparis6k")
+def rparis6k(root: str, distractors: str | None = None) -> Benchmark:
+    """70 queries, each cropped to its building, among 6,322 images of Paris; arguments as `roxford5k`."""
+    return revisited("rparis6k", Path(root).expanduser(), distractors)
+
+
+def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
+    """Either of the two."""
+    path = root / f"gnd_{name}.pkl"
+    try:
+        truth = unpickle(path)
+    except FileNotFoundError:
+        raise ValueError(f"{name} is not whole in '{root}': '{path}' is missing. Get it from {SOURCE}.") from None
+    try:
+        listed, asked = (list(map(str, truth[field])) for field in ("imlist", "qimlist"))
+        boxes = np.array([each["bbx"] for each in truth["gnd"]], dtype=float).reshape(len(asked), 4)
+        graded = {g: [np.array(each[g], dtype=np.int64).ravel() for each in truth["gnd"]] for g in GRADES}
+        for rows in graded.values():
+            if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
+                raise ValueError("an answer is no image of the list")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
+    landmarks = [re.sub(r"_\d+$", "", image) for image in asked]
+    gallery: ImageSet = FileImages(root / "jpg", _files(listed), np.full(len(listed), NOBODY))
+    if distractors:
+        gallery = Joined(gallery, _distractors(Path(distractors).expanduser()))
+    return Benchmark(
+        name=f"{name}+1m" if distractors else name,
+        train=None,
+        queries=FileImages(root / "jpg", _files(asked), np.unique(landmarks, return_inverse=True)[1], boxes=boxes),
+        gallery=gallery,
+        protocols={
+            protocol: Relevance(*(_together(graded, grades) for grades in each)) for protocol, each in PROTOCOLS.items()
+        },
+        measures=Revisited(),
+    )
+
+
+def _distractors(root: Path) -> FileImages:
+    """The million images without a landmark of Oxford or Paris."""
+    path = root / "revisitop1m.txt"
+    try:
+        names = path.read_text().split()
+    except OSError:
+        raise ValueError(f"The distractors are not whole: '{path}' is missing. Get it from {SOURCE}.") from None
+    if len(names) != DISTRACTORS:
+        log.warning("'%s' names %d images where %d were published.", path, len(names), DISTRACTORS)
+    return FileImages(root / "jpg", names, np.full(len(names), NOBODY))
+
+
+def _files(images: list[str]) -> list[str]:
+    return [f"{image}.jpg" for image in images]
+
+
+def _together(graded: dict[str, list[np.ndarray]], grades: tuple[str, ...]) -> list[np.ndarray]:
+    return [np.concatenate(rows) for rows in zip(*(graded[g] for g in grades), strict=True)]

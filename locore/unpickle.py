@@ -1,0 +1,68 @@
+"""Pickles from outside, read without running what they may carry: plain values, numpy arrays and torch tensors only."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+NAMES = ("numpy._core", "numpy.core")  # numpy 2 renamed it; files of either name are about
+CORE = NAMES[np.__version__.startswith("1.")]
+
+# The functions that rebuild an array or a number, under every name that numpy has pickled them by. None runs code.
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{
+        (f"{name}.{module}", function): getattr(import_module(f"{CORE}.{module}"), function)
+        for name in NAMES
+        for module, function in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    },
+    ("_codecs", "encode"): lambda text, encoding: _latin1(text, encoding),
+}
+TENSOR_BYTES = ("torch.storage", "_load_from_bytes")  # how a tensor lies in a plain pickle: as a file of torch.save
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 2 pickles carry bytes; any other codec is refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the codec '{encoding}' is not allowed")
+    return text.encode("latin1")
+
+
+class _Restricted(pickle.Unpickler):
+    """Finds what `ALLOWED` names and how tensors are rebuilt, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
+        if (module, name) == TENSOR_BYTES:
+            return lambda data: torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks, always empty
+            return dict
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def unpickle(path: Path) -> Any:
+    """What a pickle holds: lists, dictionaries, strings, numbers, numpy arrays and torch tensors.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or holds anything else, which is then not run.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _Restricted(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a hostile or broken pickle may raise anything
+        raise ValueError(
+            f"'{path}' is no pickle of plain values, arrays and tensors ({error}); get another."
+        ) from error

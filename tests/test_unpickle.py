@@ -1,0 +1,103 @@
+"""Pickles from outside: what they may hold comes through, what would run code does not."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from locore.unpickle import unpickle
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def hostile(folder) -> Hostile:
+    value = Hostile()
+    value.folder = str(folder)
+    return value
+
+
+PLAIN = [
+    {"imlist": ["a", "b"], "gnd": [{"bbx": (1.5, 2), "easy": [1, 2], "none": None, "set": b"bytes"}]},
+    np.arange(6, dtype=np.int64).reshape(2, 3),
+    [np.float32(1.5), np.int64(3), np.array(["x", "yz"])],
+    torch.arange(12, dtype=torch.float32).view(2, 3, 2),
+    {"half": torch.ones(3).half(), "long": torch.arange(4)[1:]},
+]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+@pytest.mark.parametrize("number", range(len(PLAIN)))
+def test_plain_values_arrays_and_tensors_come_through(tmp_path, number, protocol):
+    value, path = PLAIN[number], tmp_path / "values.pkl"
+    path.write_bytes(pickle.dumps(value, protocol))
+    found = unpickle(path)
+    assert type(found) is type(value)
+    assert repr(found) == repr(value)
+
+
+def inside_a_tensor(folder) -> bytes:
+    """A pickle whose tensor's bytes are themselves a hostile pickle, as torch.load would run it."""
+
+    class Storage:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (pickle.dumps(hostile(folder)),)
+
+    return pickle.dumps(Storage())
+
+
+def inside_a_saved_file(folder) -> bytes:
+    data = io.BytesIO()
+    torch.save(hostile(folder), data)
+
+    class Storage:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (data.getvalue(),)
+
+    return pickle.dumps([Storage()])
+
+
+def inside_an_array(folder) -> bytes:
+    return pickle.dumps(np.array([hostile(folder)], dtype=object))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: pickle.dumps(hostile(f)),
+        lambda f: pickle.dumps({"imlist": [hostile(f)]}),
+        inside_an_array,
+        inside_a_tensor,
+        inside_a_saved_file,
+    ],
+)
+def test_code_is_refused(tmp_path, make):
+    path, folder = tmp_path / "values.pkl", tmp_path / "made"
+    path.write_bytes(make(folder))
+    with pytest.raises(ValueError, match="is no pickle of plain values, arrays and tensors"):
+        unpickle(path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "os system", "codecs open", "torch load", "numpy load", "_codecs encode"]
+)
+def test_functions_are_refused_by_name(tmp_path, name):
+    path = tmp_path / "values.pkl"
+    module, function = name.split()
+    argument = "(S'a'\nS'rot13'\nt" if name == "_codecs encode" else "(S'1'\nt"
+    path.write_bytes(f"c{module}\n{function}\n{argument}R.".encode())
+    with pytest.raises(ValueError, match="is no pickle of plain values"):
+        unpickle(path)
+
+
+def test_damage_is_said(tmp_path):
+    path = tmp_path / "values.pkl"
+    path.write_bytes(pickle.dumps(np.arange(1000))[:200])
+    with pytest.raises(ValueError, match="get another"):
+        unpickle(path)
