@@ -34,6 +34,7 @@ def build(case: str) -> tuple[ListwiseReranker, Shortlist, dict[str, torch.Tenso
             "depth": facts["layers"],
             "heads": facts["heads"],
             "window": facts["window"],
+            "expansion": 4,
         },
         global_token=facts["global_token"],
         positions={"no": "none"}.get(facts["pos_type"], facts["pos_type"]),

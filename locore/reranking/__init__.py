@@ -3,5 +3,6 @@
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
+from locore.reranking.windows import Windows
 
-__all__ = ["Ensemble", "ListwiseReranker", "Ranking", "Reranker", "Shortlist"]
+__all__ = ["Ensemble", "ListwiseReranker", "Ranking", "Reranker", "Shortlist", "Windows"]

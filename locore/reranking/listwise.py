@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,26 @@ def projection(inputs: int, width: int, forced: bool, bottleneck: int | None, ac
     if bottleneck:
         return nn.Sequential(nn.Linear(inputs, bottleneck), ACTIVATIONS[activation](), nn.Linear(bottleneck, width))
     return nn.Linear(inputs, width) if forced or inputs != width else nn.Identity()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A shortlist whose descriptors are tokens already, so that windows over it do not embed them again.
+
+    Attributes:
+        blocks: (B, 1 + K, S, D) before positions. real: (B, 1 + K, S) bool. Others: as `Shortlist`.
+    """
+
+    blocks: Tensor
+    real: Tensor
+    similarities: Tensor
+    present: Tensor | None
+
+    def take(self, places: Tensor) -> Embedded:
+        """Some of the candidates: (B, M) places on the shortlist."""
+        rows, images = torch.arange(len(places), device=places.device)[:, None], F.pad(places + 1, (1, 0))
+        present = None if self.present is None else self.present[rows, places]
+        return Embedded(self.blocks[rows, images], self.real[rows, images], self.similarities[rows, places], present)
 
 
 class ListEmbedding(nn.Module):
@@ -101,12 +122,13 @@ class ListEmbedding(nn.Module):
         """The layout of lists of K candidates with L locals an image."""
         return ListLayout(block=locals_ + 1 + self.global_token, images=1 + candidates)
 
-    def forward(self, shortlist: Shortlist) -> tuple[Tensor, ListLayout, Tensor]:
+    def forward(self, shortlist: Shortlist | Embedded) -> tuple[Tensor, ListLayout, Tensor]:
         """-> tokens (B, T, D), layout, mask (B, T)."""
-        blocks, real = self._blocks(shortlist)
+        embedded = self.blocks(shortlist) if isinstance(shortlist, Shortlist) else shortlist
+        blocks, real = embedded.blocks, embedded.real
         layout = ListLayout(blocks.shape[2], blocks.shape[1])
-        if shortlist.present is not None:
-            present = F.pad(shortlist.present, (1, 0), value=True)[:, :, None]
+        if embedded.present is not None:
+            present = F.pad(embedded.present, (1, 0), value=True)[:, :, None]
             blocks, real = torch.where(present[..., None], blocks, self.pad.to(blocks.dtype)), real & present
         row = {
             "absolute": torch.arange(layout.tokens, device=blocks.device),
@@ -123,8 +145,8 @@ class ListEmbedding(nn.Module):
         tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)
 
-    def _blocks(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
-        """-> (B, 1 + K, S, D) before positions, and which of them are real (B, 1 + K, S)."""
+    def blocks(self, shortlist: Shortlist) -> Embedded:
+        """What does not depend on where a candidate stands."""
 
         def both(field: str) -> Tensor:
             query, candidates = getattr(shortlist.query, field), getattr(shortlist.candidates, field)
@@ -138,7 +160,7 @@ class ListEmbedding(nn.Module):
         if self.global_token:
             parts.insert(0, self.global_(both("global_"))[:, :, None])
             real = F.pad(real, (1, 0), value=True)
-        return torch.cat(parts, dim=2), real
+        return Embedded(torch.cat(parts, dim=2), real, shortlist.similarities, shortlist.present)
 
 
 class ListwiseReranker(nn.Module):
@@ -194,11 +216,16 @@ class ListwiseReranker(nn.Module):
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, 2)
         self.score = score
 
-    def forward(self, shortlist: Shortlist) -> Tensor:
+    def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> logits (B, 1 + K, S, 2) of every token."""
         return self.head(self.dropout(self.encode(shortlist)))
 
-    def encode(self, shortlist: Shortlist) -> Tensor:
+    @torch.inference_mode()
+    def embedded(self, shortlist: Shortlist) -> Embedded:
+        """The shortlist with its descriptors embedded, for whoever re-ranks parts of it again and again."""
+        return self.embedding.blocks(shortlist)
+
+    def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> hidden states (B, 1 + K, S, D) of every token."""
         tokens, layout, mask = self.embedding(shortlist)
         return self.encoder(tokens, layout, mask).unflatten(1, (layout.images, layout.block))
@@ -228,7 +255,7 @@ class ListwiseReranker(nn.Module):
         }[self.score]()
 
     @torch.inference_mode()
-    def rerank(self, shortlist: Shortlist) -> Ranking:
+    def rerank(self, shortlist: Shortlist | Embedded) -> Ranking:
         """Candidates by score; those not present last, with score -inf."""
         training = self.training
         self.eval()

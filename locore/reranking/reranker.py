@@ -41,6 +41,12 @@ class Shortlist:
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
         return cls(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)
 
+    def take(self, places: Tensor) -> Shortlist:
+        """Some of the candidates: (B, M) places on the shortlist."""
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        present = None if self.present is None else self.present[rows, places]
+        return Shortlist(self.similarities[rows, places], self.query, self.candidates[rows, places], present)
+
     @classmethod
     def random(
         cls,

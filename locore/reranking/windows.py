@@ -1,0 +1,79 @@
+"""Long shortlists, a window at a time (section 3.4; as RankGPT, Sun et al. 2023): good candidates climb from window to
+window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backbones.registry import suggest
+from locore.reranking.ensemble import Ensemble
+from locore.reranking.reranker import Ranking, Reranker, Shortlist
+
+WAYS = {
+    "end-to-start": (False,),
+    "start-to-end": (True,),
+    "end-to-start-and-back": (False, True),
+    "start-to-end-and-back": (True, False),
+}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A re-ranker of lists of any length, by one of lists of K.
+
+    Attributes:
+        reranker: reorders a window. size: K. stride: by how many places the next window is moved.
+        way: in which order windows follow each other, see `WAYS`.
+        ensemble: sorts a window by global and local score together; None = as the re-ranker does.
+    """
+
+    reranker: Reranker
+    size: int = 100
+    stride: int = 50
+    way: str = "end-to-start"
+    ensemble: Ensemble | None = None
+
+    def __post_init__(self):
+        if self.way not in WAYS:
+            raise ValueError(f"Unknown way of windows '{self.way}'{suggest(self.way, WAYS)}")
+        if not 1 <= self.stride <= self.size:
+            raise ValueError(
+                f"Windows of {self.size} cannot move by {self.stride}; by 1 to their size, or places are left out."
+            )
+
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """An order; scores of different windows cannot be compared, so there are none."""
+        embedded = getattr(self.reranker, "embedded", None)  # what every window would do again
+        whole = embedded(shortlist) if embedded else shortlist
+        batch, count = shortlist.similarities.shape
+        order = torch.arange(count, device=shortlist.similarities.device).repeat(batch, 1)
+        for ahead in WAYS[self.way]:
+            for start, end in windows(count, self.size, self.stride, ahead):
+                places = order[:, start:end]
+                window = whole.take(places)
+                order[:, start:end] = places.gather(1, self._sorted(window))
+        return Ranking(order, None)
+
+    def _sorted(self, window) -> Tensor:
+        """(B, K) places in the window, best first."""
+        ranking = self.reranker.rerank(window)
+        if self.ensemble is None:
+            return ranking.order
+        if ranking.scores is None:
+            raise ValueError("This re-ranker gives an order without scores, so windows have no ensemble to sort by.")
+        scores = self.ensemble(window.similarities, ranking.scores)
+        if window.present is not None:
+            scores = scores.masked_fill(~window.present, float("-inf"))
+        return Ranking.by(scores).order
+
+
+def windows(count: int, size: int, stride: int, ahead: bool) -> list[tuple[int, int]]:
+    """Start and end of each window over `count` places; the last one is shorter where it would reach beyond."""
+    if count <= size:
+        return [(0, count)]
+    steps = range(-(-(count - size) // stride) + 1)
+    spans = [(step * stride, min(step * stride + size, count)) for step in steps]
+    return spans if ahead else [(count - end, count - start) for start, end in spans]
