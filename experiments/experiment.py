@@ -31,7 +31,7 @@ from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.descriptors.views import AnyView, View
 from locore.evaluation import MetricLearning, Search, reordered, summary
 from locore.report import pictures
-from locore.reranking import Ensemble, ListwiseReranker
+from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
 from locore.retrieval import search
 from locore.training import Training
 from locore.training_lists import Lists, Sampling, fit_reranker
@@ -51,7 +51,9 @@ class Experiment:
     """What to run; `seed` and the run folder come from the command line.
 
     Attributes:
-        backbone, size: registered names. candidates: K.
+        backbone, size: registered names. candidates: how many are re-ranked.
+        window: K of one pass where that are more, see `Windows`; None = all candidates in one.
+        ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
@@ -63,6 +65,8 @@ class Experiment:
     backbone: str = "mamba"
     size: str = "mini"
     candidates: int = 24
+    window: int | None = None
+    ensemble: bool = True
     positions: str = "absolute"
     score: str = "mean"
     global_token: bool = True
@@ -86,8 +90,13 @@ class Experiment:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
         global_dim, local_dim = self.extractor.sizes
-        self.sampling.sizes(self.candidates)
-        self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.candidates)
+        if self.window is not None and not 1 < self.window <= self.candidates:
+            raise ValueError(
+                f"Experiment.window = {self.window} must lie between 2 and the {self.candidates} candidates."
+            )
+        self.pass_size = self.window or self.candidates
+        self.sampling.sizes(self.pass_size)
+        self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.pass_size)
         self.model_settings = {
             "encoder": self.backbone,
             "local_dim": local_dim,
@@ -161,7 +170,7 @@ class Experiment:
             return replace(validation, queries=table, gallery=table)
 
         def validate() -> dict[str, float]:
-            reranked = described_anew().rerank(model, self.candidates, lists_at_once, device)
+            reranked = described_anew().rerank(model, self.pass_size, lists_at_once, device)
             return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
 
         with stage("training"):
@@ -176,16 +185,27 @@ class Experiment:
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
         model.to(PRECISIONS[self.evaluated_in])
         with stage("evaluation"):
-            held_out = described_anew().rerank(model, self.candidates, lists_at_once, device)
-            ensemble = Ensemble.fit(
-                held_out.similarities,
-                held_out.comparable_scores,
-                lambda order: validation.metrics(order)["mAP@R"].mean(),
-            )
-            reranked = {p: s.rerank(model, self.candidates, lists_at_once, device) for p, s in searches.items()}
-            tables = {p: summary(s, reranked[p], ensemble, self.candidates) for p, s in searches.items()}
+            ensemble = None
+            if self.ensemble:
+                held_out = described_anew().rerank(model, self.pass_size, lists_at_once, device)
+                ensemble = Ensemble.fit(
+                    held_out.similarities,
+                    held_out.comparable_scores,
+                    lambda order: validation.metrics(order)["mAP@R"].mean(),
+                )
+            tables, rankings = {}, {}
+            for protocol, searched in searches.items():
+                reranked = searched.rerank(self._windows(model), self.candidates, lists_at_once, device)
+                orders = {"reranked": reranked.order}
+                if ensemble and self.window:
+                    windows = self._windows(model, ensemble)
+                    orders["ensemble"] = searched.rerank(windows, self.candidates, lists_at_once, device).order
+                elif ensemble:
+                    orders["ensemble"] = reranked.ensemble(ensemble)
+                rankings[protocol] = reranked
+                tables[protocol] = summary(searched, orders, self.candidates)
             first = next(iter(searches))
-            self._draw(folder, benchmark, searches[first], reranked[first].order, state["history"])
+            self._draw(folder, benchmark, searches[first], rankings[first].order, state["history"])
         stage.seconds["training"] = round(state["seconds"], 1)
         metrics = {
             "benchmark": benchmark.name,
@@ -194,16 +214,20 @@ class Experiment:
             "protocol": first,
             **tables[first],
             "protocols": tables,
-            "alpha": ensemble.alpha,
-            "temperature": ensemble.temperature,
+            "alpha": ensemble.alpha if ensemble else None,
+            "temperature": ensemble.temperature if ensemble else None,
             "parameters": self.parameters,
             "seconds": stage.seconds,
-            "latency_ms": round(reranked[first].milliseconds_a_list, 2),
+            "latency_ms": round(rankings[first].milliseconds_a_list, 2),
             **provenance(seed, config),
         }
-        files.write_text(folder / "queries.csv", _each_query(searches[first], reranked[first].order, benchmark))
+        files.write_text(folder / "queries.csv", _each_query(searches[first], rankings[first].order, benchmark))
         files.write_json(folder / "metrics.json", metrics)
         return metrics
+
+    def _windows(self, model: ListwiseReranker, ensemble: Ensemble | None = None) -> Reranker:
+        """The model as it re-ranks all candidates."""
+        return Windows(model, self.window, self.window // 2, ensemble=ensemble) if self.window else model
 
     def _draw(self, folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, history: dict) -> None:
         pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
@@ -305,12 +329,13 @@ def table(metrics: dict) -> str:
     """The result as text: a row a method, then what re-ranking changed."""
     names = list(metrics["global"])
     lines = ["            " + "".join(f"{n:>16}" for n in names)]
-    for method in ("global", "reranked", "ensemble", "oracle"):
+    measured = [method for method in ("global", "reranked", "ensemble", "oracle") if method in metrics]
+    for method in measured:
         lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>16.1f}" for n in names))
-    for method, key in (("reranked", "difference"), ("ensemble", "difference_ensemble")):
+    for method in measured[1:-1]:
         gains = (f"{metrics[method][n] - metrics['global'][n]:+.1f}" for n in names)
         lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
-        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics[key][n] for n in names))
+        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics["difference"][method][n] for n in names))
         lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
     lines.append(f"shortlist recall {metrics['shortlist_recall']:.1f}; unchanged by re-ranking: {metrics['unchanged']}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Weights on disk: our own runs, and the names of the published LOCORE."""
+"""Weights on disk: our own runs, and the published LOCORE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from locore import weights
-from locore.reranking.listwise import ListwiseReranker
+from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
 
 # Published name (HuggingFace's Longformer below `language_model`) -> ours; the first match counts.
 PUBLISHED = [
@@ -63,14 +63,15 @@ def save(model: ListwiseReranker, path: Path) -> None:
     weights.save(model, path, locore=json.dumps(model.spec))
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32) -> ListwiseReranker:
-    """The re-ranker of a run folder, or of a `model.safetensors`, ready to re-rank.
+def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> ListwiseReranker:
+    """The re-ranker of a run folder, of a `model.safetensors`, or of the published LOCORE, ready to re-rank.
 
     Args:
         dtype: of weights and activations; torch.bfloat16 halves both (results/speed has what it costs).
+        published: what the published file does not say, see `published_model`.
 
     Raises:
-        ValueError: there is none, it is damaged, or it is not one of ours.
+        ValueError: there is none, it is damaged, or it is neither ours nor the published one.
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
@@ -81,7 +82,87 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> ListwiseRerank
     except SafetensorError as error:
         raise ValueError(f"'{path}' is damaged ({error}).") from error
     if "locore" not in said:
-        raise ValueError(f"'{path}' was not written by LOCORE: it does not say how to build its model.")
-    model = ListwiseReranker(**json.loads(said["locore"]))
-    model.load_state_dict(tensors)
+        model = published_model(tensors, str(path), **published)
+    elif published:
+        raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(published)}.")
+    else:
+        model = ListwiseReranker(**json.loads(said["locore"]))
+        fill(model, tensors, str(path))
     return model.to(dtype).eval()
+
+
+def published_model(
+    tensors: dict[str, Tensor],
+    said: str,
+    heads: int | None = None,
+    window: int | None = None,
+    positions: str = "absolute",
+    score: str = "sum",
+    global_token: bool = True,
+    activation: str = "gelu",
+) -> ListwiseReranker:
+    """The published LOCORE (reference: its `model.safetensors`); what its tensors show is read from them.
+
+    Args:
+        tensors: under the published names. said: where they are from, for messages.
+        heads: None = heads of size 64. window: None = 1,024 at width 512, else 512, as published.
+        positions, score, global_token, activation: see `ListwiseReranker`; the published score "max-sum" is "sum".
+
+    Raises:
+        ValueError: tensors are missing, left over or of the wrong shape.
+    """
+    renamed = from_published(tensors)
+    try:
+        rows, width = renamed["embedding.position.weight"].shape
+        inner = len(renamed["encoder.layers.0.intermediate.weight"])
+    except KeyError as error:
+        raise ValueError(f"'{said}' is neither a model of ours nor the published LOCORE: it has no {error}.") from None
+    projections = {
+        name: [renamed[key] for key in (f"embedding.{name}.weight", f"embedding.{name}.0.weight") if key in renamed]
+        for name in ("local", "global_")
+    }
+    two_layers = "embedding.local.0.weight" in renamed
+    model = ListwiseReranker(
+        "longformer",
+        local_dim=projections["local"][0].shape[1] if projections["local"] else width,
+        global_dim=projections["global_"][0].shape[1] if projections["global_"] else width,
+        max_positions=rows - FIRST_ROW,
+        settings={
+            "width": width,
+            "depth": 1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layers.")),
+            "heads": heads or width // 64,
+            "window": window or (1024 if width == 512 else 512),
+            "expansion": inner / width,
+        },
+        global_token=global_token,
+        positions=positions,
+        score=score,
+        scales=len(renamed["embedding.scale.weight"]),
+        force_projection=any(len(p) and p[0].shape[0] == p[0].shape[1] for p in projections.values()),
+        bottleneck=len(renamed["embedding.local.0.weight"]) if two_layers else None,
+        activation=activation,
+    )
+    fill(model, renamed, said)
+    return model
+
+
+def fill(model: torch.nn.Module, tensors: dict[str, Tensor], said: str) -> None:
+    """Load a state dict whole.
+
+    Raises:
+        ValueError: tensors are missing, left over or of the wrong shape; the message lists them.
+    """
+    wanted = model.state_dict()
+    wrong = {
+        "missing": [name for name in wanted if name not in tensors],
+        "left over": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    if any(wrong.values()):
+        lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise ValueError(f"The tensors of '{said}' do not fit its model: {lists}.")
+    model.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""One protocol of a benchmark: global, re-ranked, ensemble and oracle rankings, measured on the same queries."""
+"""One protocol of a benchmark: rankings of several methods, measured on the same queries."""
 
 from __future__ import annotations
 
@@ -152,12 +152,15 @@ class Reranked:
         return self.scores
 
 
-def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates: int) -> dict:
-    """The table of one protocol: means in percent, and differences to global with their 95 % intervals."""
+def summary(searched: Search, orders: dict[str, Tensor], candidates: int) -> dict:
+    """The table of one protocol: means in percent, and differences to global with their 95 % intervals.
+
+    Args:
+        orders: (Q, candidates) of each method; global and oracle come by themselves.
+    """
     methods = {
         "global": searched.metrics(None),
-        "reranked": searched.metrics(reranked.order),
-        "ensemble": searched.metrics(reranked.ensemble(ensemble)),
+        **{method: searched.metrics(order) for method, order in orders.items()},
         "oracle": searched.metrics(searched.oracle(candidates)),
     }
     percent = {m: {name: 100 * float(v.mean()) for name, v in values.items()} for m, values in methods.items()}
@@ -170,8 +173,7 @@ def summary(searched: Search, reranked: Reranked, ensemble: Ensemble, candidates
 
     return {
         **percent,
-        "difference": differences("reranked"),
-        "difference_ensemble": differences("ensemble"),
+        "difference": {method: differences(method) for method in orders},
         "shown": searched.measures.shown,
         "unchanged": [n for n, v in methods["oracle"].items() if np.array_equal(v, methods["global"][n])],
         "shortlist_recall": 100 * float(searched.shortlist_recall(candidates).mean()),

@@ -38,7 +38,8 @@ def rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[s
             gain = mean(r["reranked"][n] - r["global"][n] for r in runs)
             row[n] = f"{spread([r['reranked'][n] for r in runs])} ({gain:+.1f})"
         main = metrics_shown[-1]
-        row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in runs])
+        if "ensemble" in runs[0]:
+            row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in runs])
         row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
         row["ms a list"] = spread([r["latency_ms"] for r in runs])
         row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)

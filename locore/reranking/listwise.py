@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from backbones.registry import suggest
 from locore.descriptors.store import Descriptors
 from locore.reranking.reranker import Ranking, Shortlist
 
+WEIGHTS = "model.safetensors"
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
 WHITENING_ROWS = 50_000  # descriptors that the whitening is estimated from
 IGNORED = -100  # label of tokens that take no part in the loss
@@ -163,7 +166,7 @@ class ListEmbedding(nn.Module):
         return Embedded(torch.cat(parts, dim=2), real, shortlist.similarities, shortlist.present)
 
 
-class ListwiseReranker(nn.Module):
+class ListwiseReranker(nn.Module, ModelHubMixin):
     """Embedding, any sequence encoder, and a two-class head on every token (outside / inside the query's class).
 
     Args:
@@ -215,6 +218,21 @@ class ListwiseReranker(nn.Module):
         )
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, 2)
         self.score = score
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from locore import checkpoints  # which knows this class
+
+        checkpoints.save(self, save_directory / WEIGHTS)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options) -> ListwiseReranker:  # type: ignore[override]
+        from locore import checkpoints
+
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        fetched = {name: options.pop(name) for name in known if name in options}
+        folder = Path(model_id)
+        path = folder / WEIGHTS if folder.is_dir() else hf_hub_download(model_id, WEIGHTS, **fetched)
+        return checkpoints.load(path, **options)
 
     def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> logits (B, 1 + K, S, 2) of every token."""
