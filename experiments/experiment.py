@@ -91,9 +91,7 @@ class Experiment:
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
         global_dim, local_dim = self.extractor.sizes
         if self.window is not None and not 1 < self.window <= self.candidates:
-            raise ValueError(
-                f"Experiment.window = {self.window} must lie between 2 and the {self.candidates} candidates."
-            )
+            raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
         self.pass_size = self.window or self.candidates
         self.sampling.sizes(self.pass_size)
         self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.pass_size)
@@ -256,7 +254,7 @@ class Experiment:
         fewest = int(np.searchsorted(sums, self.candidates, side="right")) + 1
         held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
         rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        count, depth = self.sampling.sizes(self.candidates)
+        count, depth = self.sampling.sizes(self.pass_size)
         neighbours = np.empty((len(rows), depth), dtype=np.int64)
         for maker in np.unique(made_by):
             own = np.flatnonzero(made_by[rows] == maker)
