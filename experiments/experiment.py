@@ -30,6 +30,7 @@ from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.descriptors.views import AnyView, View
 from locore.evaluation import MetricLearning, Search, reordered, summary
+from locore.language_model import start_from
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
 from locore.retrieval import search
@@ -57,6 +58,7 @@ class Experiment:
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
+        language_model: a folder with Longformer's or RoBERTa's weights to start from, see `locore.language_model`.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
         embedder_rate: learning rate of the vision model over the re-ranker's, 0 = it stays as it is.
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
@@ -72,6 +74,7 @@ class Experiment:
     global_token: bool = True
     dropout: float = 0.0
     whitening: float | None = 1.0
+    language_model: str | None = None
     embedder: str | None = None
     embedder_rate: float = 0.0
     evaluated_in: str = "float32"
@@ -111,7 +114,10 @@ class Experiment:
     def model(self, seed: int) -> ListwiseReranker:
         """The re-ranker with its starting weights."""
         torch.manual_seed(seed)
-        return ListwiseReranker(**self.model_settings)
+        model = ListwiseReranker(**self.model_settings)
+        if self.language_model:
+            start_from(model, self.language_model)
+        return model
 
     @cached_property
     def parameters(self) -> int:

@@ -115,6 +115,7 @@ def published_model(
     try:
         rows, width = renamed["embedding.position.weight"].shape
         inner = len(renamed["encoder.layers.0.intermediate.weight"])
+        scales = len(renamed["embedding.scale.weight"])
     except KeyError as error:
         raise ValueError(f"'{said}' is neither a model of ours nor the published LOCORE: it has no {error}.") from None
     projections = {
@@ -137,7 +138,7 @@ def published_model(
         global_token=global_token,
         positions=positions,
         score=score,
-        scales=len(renamed["embedding.scale.weight"]),
+        scales=scales,
         force_projection=any(len(p) and p[0].shape[0] == p[0].shape[1] for p in projections.values()),
         bottleneck=len(renamed["embedding.local.0.weight"]) if two_layers else None,
         activation=activation,

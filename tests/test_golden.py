@@ -5,12 +5,14 @@ LOCORE_GOLDEN points these tests at another folder of such files.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import locore
 from locore.checkpoints import from_published
 from locore.descriptors import Descriptors
 from locore.reranking import ListwiseReranker, Shortlist
@@ -84,3 +86,36 @@ def test_agrees_with_the_published_code(case):
     torch.testing.assert_close(
         model.scores(logits) * (logits.shape[2] - 1), expected["score.max-sum"], atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_folder_loads_by_one_call_and_scores_the_same(case, tmp_path):
+    facts = json.loads((FOLDER / f"{case}.json").read_text())
+    shutil.copy(FOLDER / f"{case}.weights.safetensors", tmp_path / "model.safetensors")
+    _, shortlist, expected = build(case)
+    model = locore.load(
+        tmp_path,
+        heads=facts["heads"],
+        window=facts["window"],
+        positions={"no": "none"}.get(facts["pos_type"], facts["pos_type"]),
+        global_token=facts["global_token"],
+    )
+    torch.testing.assert_close(model.rerank(shortlist).scores, expected["score.max-sum"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("scale_encoder.weight"), "has no 'embedding.scale.weight'"),
+        (lambda t: t.pop("language_model.classifier.bias"), "missing: head.bias"),
+        (lambda t: t.update({"scale_encoder.bias": torch.zeros(3)}), "left over: embedding.scale.bias"),
+        (lambda t: t.update({"language_model.classifier.bias": torch.zeros(3)}), r"head.bias \(3,\) for \(2,\)"),
+        (lambda t: t.update({"word_embeddings": torch.zeros(3)}), "'word_embeddings' is no tensor of a published"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_listed(change, words, tmp_path):
+    tensors = load_file(FOLDER / "locore_landmark.weights.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=words):
+        locore.load(tmp_path, heads=4, window=16)

@@ -93,6 +93,14 @@ def test_saved_and_loaded_it_scores_the_same(tmp_path):
     torch.testing.assert_close(checkpoints.load(tmp_path).rerank(shortlist).scores, model.rerank(shortlist).scores)
 
 
+def test_it_is_kept_in_a_folder_of_the_hub(tmp_path):
+    model, shortlist = reranker("mamba"), Shortlist.random(2, K, L, 12, 20)
+    model.save_pretrained(tmp_path / "kept")
+    again = ListwiseReranker.from_pretrained(tmp_path / "kept")
+    torch.testing.assert_close(again.rerank(shortlist).scores, model.rerank(shortlist).scores)
+    assert not again.training and again.encoder.hidden_size == model.encoder.hidden_size
+
+
 @pytest.mark.parametrize("encoder", backbones.available())
 def test_in_bfloat16_it_scores_nearly_the_same(tmp_path, encoder):
     checkpoints.save(reranker(encoder), tmp_path / "model.safetensors")
