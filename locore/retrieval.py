@@ -11,6 +11,7 @@ import numpy as np
 from locore.progress import track
 
 QUERIES = 1024  # at a time, so that a bar can show how far the search is
+SORTED = 2048  # a ranking that is deeper is sorted whole
 ROWS = 2**17  # of the gallery at a time in float32: what is larger is searched piece by piece
 
 
@@ -77,6 +78,8 @@ def search(
 
 def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and indices (Q, depth), best first."""
+    if depth > SORTED:
+        return _sorted(queries, gallery, depth)
     similarities = np.full((len(queries), depth), -np.inf, dtype=np.float32)
     indices = np.full((len(queries), depth), -1, dtype=np.int64)
     steps = [(row, query) for row in range(0, len(gallery), ROWS) for query in range(0, len(queries), QUERIES)]
@@ -90,6 +93,18 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
         best = np.argsort(-found, axis=1, kind="stable")[:, :depth]
         similarities[part], indices[part] = (np.take_along_axis(x, best, axis=1) for x in (found, places))
     return similarities, indices
+
+
+def _sorted(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_nearest`, by sorting all similarities (Q, N): a list of nearly everything is not for faiss's heaps."""
+    similarities = np.empty((len(queries), len(gallery)), dtype=np.float32)
+    for row in track(range(0, len(gallery), ROWS), "searching"):
+        similarities[:, row : row + ROWS] = queries @ _finite(gallery[row : row + ROWS]).T
+    indices = np.empty((len(queries), depth), dtype=np.int64)
+    for query, found in enumerate(similarities):
+        order = np.argsort(-found, kind="stable")[:depth]
+        indices[query], similarities[query, :depth] = order, found[order]
+    return similarities[:, :depth], indices
 
 
 def _index(rows: np.ndarray) -> faiss.Index:

@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from locore.datasets import Relevance
 from locore.evaluation import MetricLearning, interval
 from locore.evaluation.metrics import relevance
-from locore.retrieval import search
+from locore.retrieval import SORTED, search
 
 KS = (1, 5, 10)
 
@@ -55,6 +55,15 @@ def test_the_query_is_left_out_and_what_is_moved_is_behind():
     assert not (neighbours.indices == own[:, None]).any()
     assert (neighbours.indices[:, -1] == (own + 1) % 6).all()
     assert neighbours.behind[:, -1].all() and not neighbours.behind[:, :-1].any()
+
+
+def test_a_ranking_of_everything_is_the_one_that_faiss_gives():
+    random = np.random.default_rng(0)
+    queries, gallery = (random.normal(size=(n, 8)).astype(np.float32) for n in (3, SORTED + 900))
+    deep, short = search(queries, gallery, SORTED + 500), search(queries, gallery, 50)
+    np.testing.assert_allclose(deep.similarities[:, :50], short.similarities, atol=1e-5)
+    assert (deep.indices[:, :50] == short.indices).all()
+    assert (np.diff(deep.similarities) <= 0).all() and len(set(deep.indices[0])) == SORTED + 500
 
 
 def test_interval_of_a_constant_is_that_constant_and_groups_widen_it():

@@ -72,6 +72,13 @@ class DescriptorTable(Protocol):
     def __getitem__(self, rows: Tensor) -> Descriptors: ...
 
 
+class SearchedTable(DescriptorTable, Protocol):
+    """One whose global descriptors are all there to be searched."""
+
+    @property
+    def global_(self) -> Tensor: ...
+
+
 def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:
     """Write HDF5 atomically: `features` (N, L, 5 + D) as AMES and LOCORE have it, `global` (N, Dg), checksums."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:

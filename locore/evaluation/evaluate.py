@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locore.descriptors.store import Descriptors
+from locore.descriptors.store import SearchedTable
 from locore.evaluation.bootstrap import interval
 from locore.evaluation.measures import Measures
 from locore.evaluation.metrics import relevance
@@ -34,8 +34,8 @@ class Search:
         measures: what is reported of every query.
     """
 
-    queries: Descriptors
-    gallery: Descriptors
+    queries: SearchedTable
+    gallery: SearchedTable
     rows: np.ndarray
     neighbours: Neighbours
     right: np.ndarray
@@ -47,8 +47,8 @@ class Search:
     @classmethod
     def of(
         cls,
-        queries: Descriptors,
-        gallery: Descriptors,
+        queries: SearchedTable,
+        gallery: SearchedTable,
         answers: Relevance,
         groups: np.ndarray,
         self_index: np.ndarray | None,

@@ -1,0 +1,179 @@
+"""Files of AMES and LOCORE: local descriptors in HDF5, raw global descriptors, neighbours, training lists.
+
+Descriptors are read from disk as they are asked for: a gallery of a million images need not fit into memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from locore.descriptors import store
+from locore.descriptors.store import LEADING, Descriptors
+from locore.files import atomic
+from locore.retrieval import Neighbours
+from locore.unpickle import unpickle
+
+LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale, mask (1 = missing), weight first
+
+
+def read_globals(path: Path, images: int) -> np.ndarray:
+    """Raw float32 (N, D), on disk until it is read; D follows from the size of the file.
+
+    Raises:
+        ValueError: there is none, or its size is no multiple of so many images.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ValueError(f"No global descriptors at '{path}'.") from None
+    if not size or size % (4 * images):
+        raise ValueError(
+            f"'{path}' has {size:,} bytes, which are no float32 descriptors of {images:,} images; it is another "
+            "gallery's, or was not copied whole."
+        )
+    return np.memmap(path, dtype=np.float32, mode="c", shape=(images, size // (4 * images)))
+
+
+def write_globals(path: Path, rows: np.ndarray) -> None:
+    """Write (N, D) as raw float32, atomically."""
+    with atomic(path) as temporary:
+        np.ascontiguousarray(rows, dtype=np.float32).tofile(temporary)
+
+
+class Locals:
+    """Local descriptors in HDF5, read row by row.
+
+    Args:
+        path: the file. images: how many it is to describe. count: L, the first of each image's; None = all.
+
+    Raises:
+        ValueError: it is missing or damaged, or of another shape or type.
+    """
+
+    def __init__(self, path: Path, images: int, count: int | None = None):
+        self.path = path
+        try:
+            file = h5py.File(path, "r")
+            table = file[LOCALS]
+            shape, kind = table.shape, table.dtype
+        except FileNotFoundError:
+            raise ValueError(f"No local descriptors at '{path}'.") from None
+        except (OSError, KeyError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
+        if len(shape) != 3 or shape[2] <= LEADING or kind.kind != "f":
+            raise ValueError(
+                f"'{path}' has {kind} of shape {shape} where floating-point (images, descriptors, 5 + width) is wanted."
+            )
+        if shape[0] != images:
+            raise ValueError(f"'{path}' describes {shape[0]:,} images where {images:,} are asked for.")
+        if count is not None and not 1 <= count <= shape[1]:
+            raise ValueError(f"'{path}' has {shape[1]} descriptors an image where {count} are asked for.")
+        self.count, self.width = count or shape[1], shape[2] - LEADING
+        offset = table.id.get_offset()
+        # Rows of a contiguous table lie side by side, and a memory map reads them without HDF5's cost of a selection.
+        self._table = table if offset is None else np.memmap(path, kind, "r", offset, shape)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(M,) rows in any order -> (M, L, 5 + D); each is read once, in the order in which they lie on disk."""
+        known, places = np.unique(rows, return_inverse=True)
+        try:
+            found = np.stack([self._table[row, : self.count] for row in known])
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"'{self.path}' is damaged ({error}); get it again.") from error
+        return found[places]
+
+
+def write_locals(path: Path, features: np.ndarray) -> None:
+    """Write (N, L, 5 + D) as their HDF5, contiguous, atomically."""
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset(LOCALS, data=features)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A table of descriptors on disk, read where it is asked for: what `Descriptors` are in memory.
+
+    Attributes:
+        globals_: (N, Dg) rows. locals_: of the same images.
+    """
+
+    globals_: np.ndarray
+    locals_: Locals
+
+    def __post_init__(self):
+        if len(self.globals_) != len(self.locals_):
+            raise ValueError(
+                f"Global descriptors of {len(self.globals_):,} images and local ones of {len(self.locals_):,} do not "
+                "belong together."
+            )
+
+    def __len__(self) -> int:
+        return len(self.globals_)
+
+    @cached_property
+    def global_(self) -> Tensor:
+        """(N, Dg), still on disk."""
+        return torch.from_numpy(self.globals_)
+
+    def __getitem__(self, rows: Tensor) -> Descriptors:
+        """Descriptors of some images, rows of any shape."""
+        flat = rows.flatten().numpy()
+        read = store.unpack(
+            torch.from_numpy(np.ascontiguousarray(self.globals_[flat])), torch.from_numpy(self.locals_[flat])
+        )
+        return read[torch.arange(len(flat)).view(rows.shape)]
+
+
+def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
+    """A shortlist that someone made: a pickled array or tensor [2, queries, topk], similarities then indices.
+
+    Raises:
+        ValueError: it is missing, cannot be read safely, or of another shape, or names images that are not there.
+    """
+    try:
+        found = unpickle(path)
+    except FileNotFoundError:
+        raise ValueError(f"No neighbours at '{path}'.") from None
+    table = found.numpy() if isinstance(found, Tensor) else np.asarray(found)
+    if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
+        raise ValueError(
+            f"'{path}' has {table.dtype} of shape {table.shape} where (2, {queries}, neighbours) is wanted, "
+            "similarities and then indices."
+        )
+    indices = table[1].astype(np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < gallery:
+        raise ValueError(f"'{path}' names image {indices.max():,}, and the gallery has {gallery:,}.")
+    if table.dtype.kind == "f" and (indices != table[1]).any():
+        raise ValueError(f"'{path}' has indices that are no whole numbers.")
+    return Neighbours(indices, table[0].astype(np.float32), np.zeros(indices.shape, dtype=bool))
+
+
+def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """A training list, `path,landmark_id,w,h` a line -> paths, (N,) landmarks, (N, 2) width and height.
+
+    Raises:
+        ValueError: it is missing, or a line is another.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        raise ValueError(f"No training list at '{path}'.") from None
+    names, numbers = [], []
+    for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
+        name, *values = line.rsplit(",", 3)
+        if len(values) != 3 or not "".join(values).isdigit():
+            raise ValueError(f"Line {number} of '{path}' is not path,landmark_id,w,h: {line[:80]!r}.")
+        names.append(name)
+        numbers.append([int(value) for value in values])
+    table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+    return names, table[:, 0], table[:, 1:]

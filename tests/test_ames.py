@@ -1,0 +1,138 @@
+"""Files of AMES and LOCORE: read row by row they give what they hold, and what is wrong with one is said at once."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from locore.descriptors import ames, store
+from locore.descriptors.ames import Locals, Stored
+from locore.reranking import ListwiseReranker, Shortlist
+
+IMAGES, TOPK, WIDTH, GLOBAL = 40, 6, 8, 12
+
+
+@pytest.fixture
+def features():
+    random = np.random.default_rng(0)
+    table = random.normal(size=(IMAGES, TOPK, 5 + WIDTH)).astype(np.float16)
+    table[..., 2] = random.integers(0, 3, (IMAGES, TOPK))
+    table[..., 3] = random.integers(0, 2, (IMAGES, TOPK))
+    return table
+
+
+@pytest.fixture
+def globals_():
+    rows = np.random.default_rng(1).normal(size=(IMAGES, GLOBAL)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def contiguous(path, features, globals_):
+    ames.write_locals(path, features)
+
+
+def in_chunks(path, features, globals_):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", data=features, chunks=(7, TOPK, 5 + WIDTH), compression="gzip")
+
+
+def of_ours(path, features, globals_):
+    store.write(path, globals_, features)
+
+
+every_layout = pytest.mark.parametrize("write", [contiguous, in_chunks, of_ours])
+
+
+@every_layout
+def test_rows_in_any_order_and_again(write, features, globals_, tmp_path):
+    write(tmp_path / "locals.h5", features, globals_)
+    rows = np.array([5, 39, 5, 0, 17])
+    assert (Locals(tmp_path / "locals.h5", IMAGES)[rows] == features[rows]).all()
+    first = Locals(tmp_path / "locals.h5", IMAGES, count=4)
+    assert (first[rows] == features[rows, :4]).all() and (len(first), first.width) == (IMAGES, WIDTH)
+
+
+@every_layout
+def test_a_shortlist_from_disk_is_the_one_from_memory(write, features, globals_, tmp_path):
+    write(tmp_path / "locals.h5", features, globals_)
+    ames.write_globals(tmp_path / "global.pt", globals_)
+    stored = Stored(ames.read_globals(tmp_path / "global.pt", IMAGES), Locals(tmp_path / "locals.h5", IMAGES))
+    memory = store.unpack(torch.from_numpy(globals_), torch.from_numpy(features))
+    assert torch.equal(stored.global_, memory.global_)
+    torch.manual_seed(0)
+    model = ListwiseReranker("query_attention", WIDTH, GLOBAL, settings={"width": 16, "depth": 1, "heads": 2})
+    rows, candidates = torch.arange(3), torch.randint(IMAGES, (3, 10))
+    from_disk, from_memory = (Shortlist.gather(table, rows, table, candidates) for table in (stored, memory))
+    assert torch.equal(model.rerank(from_disk).scores, model.rerank(from_memory).scores)
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
+def test_neighbours_as_published(kind, tmp_path):
+    table = np.stack([np.linspace(1, 0, 12).reshape(3, 4), np.arange(12).reshape(3, 4) % IMAGES])
+    (tmp_path / "nn.pkl").write_bytes(pickle.dumps(kind(table)))
+    found = ames.read_neighbours(tmp_path / "nn.pkl", 3, IMAGES)
+    np.testing.assert_allclose(found.similarities, table[0], atol=1e-6)
+    assert (found.indices == table[1]).all() and not found.behind.any()
+
+
+def test_a_training_list(tmp_path):
+    (tmp_path / "train.txt").write_text("a/b,c.jpg,7,640,480\nd.jpg,0,10,20\n\n")
+    names, landmarks, sizes = ames.read_list(tmp_path / "train.txt")
+    assert names == ["a/b,c.jpg", "d.jpg"]
+    assert landmarks.tolist() == [7, 0] and sizes.tolist() == [[640, 480], [10, 20]]
+    (tmp_path / "train.txt").write_text("a.jpg,7,640\n")
+    with pytest.raises(ValueError, match=r"Line 1 of .* is not path,landmark_id,w,h"):
+        ames.read_list(tmp_path / "train.txt")
+
+
+@pytest.mark.parametrize(
+    ("shape", "images", "count", "words"),
+    [
+        ((IMAGES, TOPK, 5 + WIDTH), 41, None, "describes 40 images where 41"),
+        ((IMAGES, TOPK, 5 + WIDTH), IMAGES, 7, "has 6 descriptors an image where 7"),
+        ((IMAGES, TOPK, 5), IMAGES, None, "5 \\+ width\\) is wanted"),
+        ((IMAGES, 5 + WIDTH), IMAGES, None, "is wanted"),
+    ],
+)
+def test_locals_of_another_shape(shape, images, count, words, tmp_path):
+    ames.write_locals(tmp_path / "locals.h5", np.zeros(shape, dtype=np.float32))
+    with pytest.raises(ValueError, match=words):
+        Locals(tmp_path / "locals.h5", images, count)
+
+
+def test_files_that_are_not_what_they_should_be(features, globals_, tmp_path):
+    path = tmp_path / "file"
+    for read in (lambda: Locals(path, 3), lambda: ames.read_globals(path, 3), lambda: ames.read_neighbours(path, 1, 1)):
+        with pytest.raises(ValueError, match=rf"^No .* at '{path}'"):
+            read()
+    path.write_bytes(b"damaged")
+    for read, words in (
+        (lambda: Locals(path, 3), "is damaged"),
+        (lambda: ames.read_globals(path, 3), "has 7 bytes"),
+        (lambda: ames.read_neighbours(path, 1, 1), "is no pickle of plain values"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read()
+    ames.write_locals(path, np.zeros((3, 2, 9), dtype=np.int64))
+    with pytest.raises(ValueError, match="has int64 of shape"):
+        Locals(path, 3)
+    ames.write_locals(path, features)
+    with pytest.raises(ValueError, match="do not belong together"):
+        Stored(globals_[:3], Locals(path, IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (np.zeros((2, 2, 5)), r"\(2, 3, neighbours\) is wanted"),
+        (np.full((2, 3, 5), 40), "names image 40, and the gallery has 40"),
+        (np.full((2, 3, 5), 0.5), "no whole numbers"),
+        (np.array(["a"]), "is wanted"),
+    ],
+)
+def test_neighbours_that_are_none(table, words, tmp_path):
+    (tmp_path / "nn.pkl").write_bytes(pickle.dumps(table))
+    with pytest.raises(ValueError, match=words):
+        ames.read_neighbours(tmp_path / "nn.pkl", 3, IMAGES)
