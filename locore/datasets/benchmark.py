@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,6 +105,9 @@ class Relevance:
         return cls(positive, nothing, nothing)
 
 
+Answers = Relevance | Callable[[np.ndarray], Relevance]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Queries, the gallery that is searched, and the right answers.
@@ -112,7 +115,8 @@ class Benchmark:
     Attributes:
         train: images of classes that are in neither queries nor gallery; None where a benchmark has none.
         queries: those that every protocol asks about. gallery: all images searched.
-        protocols: the right answers, by the name of the protocol.
+        protocols: the right answers, by the name of the protocol; where they depend on what is on the shortlists, a
+            function of these, (Q, K) gallery indices.
         self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
         measures: what the benchmark reports.
     """
@@ -121,7 +125,7 @@ class Benchmark:
     train: ImageSet | None
     queries: ImageSet
     gallery: ImageSet
-    protocols: dict[str, Relevance]
+    protocols: Mapping[str, Answers]
     self_index: np.ndarray | None = None
     measures: Measures = field(default_factory=MetricLearning)
 

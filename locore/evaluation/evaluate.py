@@ -20,7 +20,7 @@ from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, search
 
 if TYPE_CHECKING:  # benchmarks say how they are measured, so their module imports this package
-    from locore.datasets.benchmark import Relevance
+    from locore.datasets.benchmark import Answers
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Search:
         cls,
         queries: SearchedTable,
         gallery: SearchedTable,
-        answers: Relevance,
+        answers: Answers,
         groups: np.ndarray,
         self_index: np.ndarray | None,
         candidates: int,
@@ -60,6 +60,9 @@ class Search:
         Raises:
             ValueError: the gallery has fewer images than there are to be candidates.
         """
+        searched, found = queries.global_.float().numpy(), gallery.global_.float().numpy()
+        if callable(answers):
+            answers = answers(search(searched, found, candidates, self_index).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise ValueError("No query of this protocol has a right image in the gallery.")
@@ -69,8 +72,8 @@ class Search:
         positives = np.array([len(p) for p in positive])
         most = len(gallery) - (self_index is not None)
         neighbours = search(
-            queries.global_[rows].float().numpy(),
-            gallery.global_.float().numpy(),
+            searched[rows],
+            found,
             max(candidates, measures.depth(positives, most)),
             None if self_index is None else self_index[rows],
             behind,

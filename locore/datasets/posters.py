@@ -1,0 +1,242 @@
+"""Landmarks without a download: a landmark is a wall full of posters, an image a camera's view of a part of it.
+
+The renderer knows which part of a wall each view shows: what two views have in common is known, not labelled. Views of
+one wall that have nothing in common can still be linked by others that overlap with both: these are the ones that
+`transitive` asks for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import PIL
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, features
+
+from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, benchmarks
+from locore.datasets.walls import HEIGHT, WIDTH, wall
+from locore.evaluation.measures import Revisited
+
+PIXELS = 128  # side of a view
+CELL = 8  # pixels of a wall: overlaps are counted in cells
+RENDERER = 1  # to be raised when a pixel changes
+EASY, HARD, LINK = 0.5, 0.1, 0.3  # shares of the smaller view that two views have in common
+HIDDEN = 0.4  # a view of which less can be seen is junk
+CLUTTER = 10**6  # numbers of walls from there on show up as clutter only, so that it gives no wall away
+
+
+class Posters(ImageSet):
+    """Views of walls.
+
+    Args:
+        seed: of the world. walls: (N,) number of each view's wall. views: (N,) number of each view of its wall.
+    """
+
+    def __init__(self, seed: int, walls: np.ndarray, views: np.ndarray):
+        self.seed, self.walls, self.views, self.labels = seed, walls, views, walls
+        self.names = [f"wall {w}, view {v}" for w, v in zip(walls, views, strict=True)]
+        versions = [RENDERER, seed, walls.tolist(), views.tolist(), PIL.__version__, features.version("freetype2")]
+        self.fingerprint = hashlib.sha256(repr(versions).encode()).hexdigest()
+
+    def image(self, index: int) -> Image.Image:
+        return Camera(self.seed, int(self.walls[index]), int(self.views[index])).render()
+
+    def seen(self) -> np.ndarray:
+        """(N, cells) bool: which cells of its wall each view shows."""
+        return np.stack([view.seen() for view in self.cameras()])
+
+    def cameras(self) -> Iterator[Camera]:
+        """The camera of each view."""
+        return (Camera(self.seed, int(w), int(v)) for w, v in zip(self.walls, self.views, strict=True))
+
+
+class Camera:
+    """Where a camera stands, what light there is, and what stands in its way; all of it drawn from the numbers."""
+
+    def __init__(self, seed: int, wall_: int, view: int):
+        self.seed, self.wall, self.random = seed, wall_, np.random.default_rng((seed, wall_, view))
+        side = self.random.uniform(0.55, 0.95) * HEIGHT
+        centre = np.array(
+            [self.random.uniform(side / 2, WIDTH - side / 2), self.random.uniform(side / 2, HEIGHT - side / 2)]
+        )
+        angle = self.random.normal(0, 0.08)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * side / 2
+        # Corners that move apart and together make a view from the side.
+        self.corners = centre + square @ turn.T + self.random.uniform(-0.12, 0.12, (4, 2)) * side
+        hidden = self.random.choice([0.0, 0.25, 0.8], p=[0.5, 0.42, 0.08])  # share that something stands before
+        width = np.sqrt(hidden) * self.random.uniform(0.8, 1.2) * PIXELS
+        left, top = self.random.uniform(0, PIXELS - min(width, PIXELS - 1), 2)
+        self.occluder = (left, top, left + width, top + width) if hidden else None
+
+    @property
+    def homography(self) -> np.ndarray:
+        """(3, 3): from a pixel of the view to a pixel of the wall."""
+        image = np.array([[0, 0], [PIXELS, 0], [PIXELS, PIXELS], [0, PIXELS]], dtype=float)
+        rows = []
+        for (x, y), (u, v) in zip(image, self.corners, strict=True):
+            rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        return np.append(np.linalg.solve(np.array(rows), self.corners.ravel()), 1).reshape(3, 3)
+
+    def seen(self) -> np.ndarray:
+        """(cells,) bool: the cells of the wall whose centre is in the picture, and not behind anything."""
+        x, y = np.meshgrid(np.arange(CELL / 2, WIDTH, CELL), np.arange(CELL / 2, HEIGHT, CELL))
+        places = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+        u, v, scale = np.linalg.inv(self.homography) @ places
+        u, v = u / scale, v / scale
+        seen = (u >= 0) & (u < PIXELS) & (v >= 0) & (v < PIXELS)
+        if self.occluder:
+            left, top, right, bottom = self.occluder
+            seen &= ~((u >= left) & (u < right) & (v >= top) & (v < bottom))
+        return seen
+
+    @property
+    def shown(self) -> float:
+        """Share of the picture in which the wall is seen."""
+        if not self.occluder:
+            return 1.0
+        left, top, right, bottom = np.clip(self.occluder, 0, PIXELS)
+        return 1 - (right - left) * (bottom - top) / PIXELS**2
+
+    def render(self) -> Image.Image:
+        """The picture, RGB."""
+        random = self.random
+        twice = np.diag([0.5, 0.5, 1.0])  # drawn at twice the size, and made smaller: no jagged letters
+        image = wall(self.seed, self.wall).transform(
+            (2 * PIXELS, 2 * PIXELS),
+            Image.Transform.PERSPECTIVE,
+            (self.homography @ twice).ravel()[:8].tolist(),
+            Image.Resampling.BILINEAR,
+        )
+        image = image.resize((PIXELS, PIXELS), Image.Resampling.BOX)
+        if self.occluder:
+            left, top, right, bottom = (round(x) for x in self.occluder)
+            piece = _clutter(self.seed, int(random.integers(64))).resize((right - left, bottom - top))
+            image.paste(piece, (left, top))
+            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline="black")
+        image = ImageEnhance.Brightness(image).enhance(random.uniform(0.65, 1.25))
+        image = ImageEnhance.Contrast(image).enhance(random.uniform(0.7, 1.2))
+        image = ImageEnhance.Color(image).enhance(random.uniform(0.5, 1.2))
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.9)))
+
+
+@lru_cache(maxsize=64)
+def _clutter(seed: int, number: int) -> Image.Image:
+    """A piece of a wall that nobody asks for."""
+    random = np.random.default_rng((seed, CLUTTER, number))
+    left, top = int(random.integers(WIDTH - 200)), int(random.integers(HEIGHT - 200))
+    return wall(seed, CLUTTER + number // 8).crop((left, top, left + 200, top + 200))
+
+
+class Transitive:
+    """Right are views of the query's wall that have nothing in common with it, but are linked to it on the shortlist:
+    from one view to another that has at least `LINK` in common with it.
+
+    Args:
+        common: (Q, N) share of the smaller view that a query and a gallery view have in common.
+        links: (N, N) bool, gallery views that are linked. walls: (Q,) and (N,) of queries and gallery.
+    """
+
+    def __init__(self, common: np.ndarray, links: np.ndarray, queries: np.ndarray, gallery: np.ndarray):
+        self.common, self.links, self.queries, self.gallery = common, links, queries, gallery
+
+    def __call__(self, shortlists: np.ndarray) -> Relevance:
+        """The answers for shortlists (Q, K) of gallery indices; all other views of the wall do not count."""
+        positive, junk = [], []
+        for row, listed in enumerate(shortlists):
+            own = listed[self.gallery[listed] == self.queries[row]]
+            reached = self.common[row, own] >= LINK
+            while True:
+                further = reached | self.links[np.ix_(own, own[reached])].any(axis=1)
+                if (further == reached).all():
+                    break
+                reached = further
+            right = own[reached & (self.common[row, own] == 0)]
+            positive.append(np.sort(right))
+            junk.append(np.setdiff1d(np.flatnonzero(self.gallery == self.queries[row]), right))
+        return Relevance(positive, junk, [np.empty(0, dtype=np.int64)] * len(shortlists))
+
+
+@benchmarks.register("posters")
+def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 600) -> Benchmark:
+    """Walls seen in parts: a half of them trains, views of the other half are searched, and so are distractors.
+
+    Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
+    more, hard ones a tenth or more; a view that shows less of it, or little at all, or another part of the wall, is
+    junk. `transitive` asks for the other parts.
+
+    Args:
+        seed: of the world. walls: how many that train or are asked for. views: of each. queries: views that ask, which
+            are not in the gallery. distractors: views of walls that nobody asks for.
+
+    Raises:
+        ValueError: there are too few walls or views.
+    """
+    if walls < 4 or views < 4 or queries < 1:
+        raise ValueError("posters needs 4 walls, 4 views of each and a query at least.")
+    half = walls // 2
+    train, searched = (
+        Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)))
+        for numbers in (np.arange(half), np.arange(half, walls))
+    )
+    asking = _asking(seed, np.sort(half + np.arange(queries) % (walls - half)), views)
+    alone = np.arange(walls, walls + distractors)
+    gallery = Posters(
+        seed, np.concatenate([searched.walls, alone]), np.concatenate([searched.views, np.zeros_like(alone)])
+    )
+    common, links, shown = _overlaps(asking, gallery)
+    own = asking.walls[:, None] == gallery.walls
+    clear = own & (shown >= HIDDEN)
+    easy, hard = clear & (common >= EASY), clear & (common >= HARD) & (common < EASY)
+    junk = own & ~easy & ~hard
+
+    def rows(*tables: np.ndarray) -> list[np.ndarray]:
+        return [np.flatnonzero(row) for row in np.logical_or.reduce(tables)]
+
+    return Benchmark(
+        name="posters",
+        train=train,
+        queries=asking,
+        gallery=gallery,
+        protocols={
+            "medium": Relevance(rows(easy, hard), rows(junk), rows(junk)),
+            "hard": Relevance(rows(hard), rows(junk, easy), rows(junk)),
+            "hard*": Relevance(rows(hard), rows(junk, easy), rows(junk, easy)),
+            "easy": Relevance(rows(easy), rows(junk, hard), rows(junk)),
+            "transitive": Transitive(common, links, asking.walls, gallery.walls),
+        },
+        measures=Revisited(),
+    )
+
+
+def _asking(seed: int, walls: np.ndarray, first: int) -> Posters:
+    """For each of the walls (Q,) a view that shows something, numbered behind the `first` ones of its wall."""
+    numbers: dict[int, int] = {}
+    views = []
+    for number in walls.tolist():
+        view = numbers.get(number, first)
+        while Camera(seed, number, view).shown < HIDDEN:
+            view += 1
+        views.append(view)
+        numbers[number] = view + 1
+    return Posters(seed, walls, np.array(views))
+
+
+def _overlaps(asking: Posters, gallery: Posters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Q, N) common share of the smaller view, (N, N) links, (N,) share of each view that is not hidden."""
+    ask, seen = asking.seen(), gallery.seen()
+    common = np.zeros((len(ask), len(seen)), dtype=np.float32)
+    links = np.zeros((len(seen), len(seen)), dtype=bool)
+    for number in np.unique(gallery.walls):
+        rows, columns = np.flatnonzero(asking.walls == number), np.flatnonzero(gallery.walls == number)
+        common[np.ix_(rows, columns)] = _common(ask[rows], seen[columns])
+        links[np.ix_(columns, columns)] = _common(seen[columns], seen[columns]) >= LINK
+    return common, links, np.array([view.shown for view in gallery.cameras()])
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(M, cells) and (N, cells) bool -> (M, N): cells in common over those of the smaller view."""
+    both = one.astype(np.float32) @ other.astype(np.float32).T
+    return both / np.maximum(np.minimum(one.sum(axis=1)[:, None], other.sum(axis=1)), 1)

@@ -1,0 +1,110 @@
+"""The landmark world: what two views have in common is what their pictures show, and the protocols follow from it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from locore.datasets import benchmarks, posters
+from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Transitive
+from locore.datasets.walls import HEIGHT, WIDTH
+
+WORLD = {"walls": 8, "views": 12, "queries": 8, "distractors": 10}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return benchmarks.create("posters", **WORLD)
+
+
+def test_a_pixel_shows_the_place_that_the_homography_says(monkeypatch):
+    """On a wall whose colours are its coordinates, with the light switched off."""
+    x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    coloured = np.stack([x * 255 / WIDTH, y * 255 / HEIGHT, 0 * x], axis=-1).astype(np.uint8)
+    monkeypatch.setattr(posters, "wall", lambda seed, number: Image.fromarray(coloured))
+    for light in ("Brightness", "Contrast", "Color"):
+        monkeypatch.setattr(getattr(posters.ImageEnhance, light), "enhance", lambda self, factor: self.image)
+    monkeypatch.setattr(posters.ImageFilter, "GaussianBlur", lambda radius: posters.ImageFilter.MedianFilter(1))
+    for number in range(6):
+        view = Camera(0, 3, number)
+        view.occluder = None
+        pixels = np.asarray(view.render()).astype(float)
+        for u, v in ((10, 10), (100, 30), (64, 64), (20, 110)):
+            place = view.homography @ [u + 0.5, v + 0.5, 1]
+            expected = place[:2] / place[2] * 255 / [WIDTH, HEIGHT]
+            np.testing.assert_allclose(pixels[v, u, :2], expected, atol=2)
+
+
+def inside(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
+    edges = np.roll(corners, -1, axis=0) - corners
+    offsets = points[:, None] - corners
+    return (edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0] >= 0).all(axis=1)
+
+
+def test_common_parts_agree_with_points_thrown_at_random():
+    random = np.random.default_rng(0)
+    points = random.uniform([0, 0], [WIDTH, HEIGHT], (40_000, 2))
+    views = [Camera(0, 5, number) for number in range(10)]
+    for view in views:
+        view.occluder = None
+    seen = np.stack([view.seen() for view in views])
+    hit = np.stack([inside(view.corners, points) for view in views])
+    expected = (hit[:, None] & hit).sum(-1) / np.minimum(hit.sum(-1)[:, None], hit.sum(-1))
+    np.testing.assert_allclose(posters._common(seen, seen), expected, atol=0.05)
+    assert ((expected > HARD).sum(), (expected == 0).sum()) > (20, 20)
+
+
+def test_what_is_hidden_is_not_seen():
+    view = Camera(0, 1, 0)
+    view.occluder = None
+    whole = view.seen().sum()
+    assert view.shown == 1
+    view.occluder = (0, 0, PIXELS / 2, PIXELS)
+    assert view.seen().sum() < 0.7 * whole and view.shown == 0.5
+
+
+def test_the_same_numbers_are_the_same_picture_and_other_ones_another(world):
+    image = np.asarray(world.gallery.image(3))
+    again = benchmarks.create("posters", **WORLD).gallery
+    assert (np.asarray(again.image(3)) == image).all() and again.fingerprint == world.gallery.fingerprint
+    other = benchmarks.create("posters", seed=1, **WORLD).gallery
+    assert other.fingerprint != again.fingerprint and (np.asarray(other.image(3)) != image).any()
+
+
+def test_no_wall_is_in_two_places(world):
+    train, gallery = set(world.train.walls), set(world.gallery.walls)
+    assert not train & gallery and set(world.queries.walls) <= gallery
+    assert len(gallery) == WORLD["walls"] // 2 + WORLD["distractors"]
+    both = {*zip(world.queries.walls, world.queries.views, strict=True)} & {
+        *zip(world.gallery.walls, world.gallery.views, strict=True)
+    }
+    assert not both
+
+
+def test_grades_are_apart_and_of_the_querys_wall(world):
+    easy, hard = (world.protocols[name].positive for name in ("easy", "hard"))
+    medium = world.protocols["medium"]
+    for row in range(len(world.queries)):
+        own = set(np.flatnonzero(world.gallery.walls == world.queries.walls[row]))
+        grades = [set(easy[row]), set(hard[row]), set(medium.junk[row])]
+        assert set.union(*grades) == own and sum(map(len, grades)) == len(own)
+        assert set(medium.positive[row]) == grades[0] | grades[1]
+        assert set(world.protocols["hard*"].behind[row]) == grades[2] | grades[0]
+    assert sum(map(len, easy)) > 8 and sum(map(len, hard)) > 8
+
+
+def test_transitive_views_are_linked_on_the_shortlist():
+    """A chain: the query sees 0, 0 and 1 overlap, 1 and 2 overlap; 3 is another wall's, 4 is linked to nothing."""
+    common = np.array([[0.5, 0.0, 0.0, 0.0, 0.0]])
+    links = np.eye(5, dtype=bool)
+    for one, other in ((0, 1), (1, 2)):
+        links[one, other] = links[other, one] = True
+    protocol = Transitive(common, links, np.array([7]), np.array([7, 7, 7, 8, 7]))
+    assert protocol(np.array([[3, 2, 1, 0, 4]])).positive[0].tolist() == [1, 2]
+    assert protocol(np.array([[3, 2, 1, 0, 4]])).junk[0].tolist() == [0, 4]
+    assert protocol(np.array([[3, 2, 0, 4]])).positive[0].tolist() == []  # without 1 the chain is broken
+    assert LINK > HARD
+
+
+def test_too_small_a_world_is_said():
+    with pytest.raises(ValueError, match="4 walls, 4 views of each and a query"):
+        benchmarks.create("posters", walls=2)
