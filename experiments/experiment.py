@@ -29,7 +29,7 @@ from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.descriptors.views import AnyView, View
-from locore.evaluation import MetricLearning, Search, reordered, summary
+from locore.evaluation import MetricLearning, NothingToAsk, Search, reordered, summary
 from locore.language_model import start_from
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
@@ -146,11 +146,7 @@ class Experiment:
             (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
         with stage("shortlists"):
             lists, validation, fitted, validating = self._training_lists(train, images, made_by)
-            groups, own = benchmark.queries.labels, benchmark.self_index
-            searches = {
-                protocol: Search.of(queries, gallery, answers, groups, own, self.candidates, benchmark.measures)
-                for protocol, answers in benchmark.protocols.items()
-            }
+            searches = self._searches(benchmark, queries, gallery)
         model = self.model(seed)
         if self.whitening is not None:
             assert isinstance(lists.descriptors, Descriptors)
@@ -228,6 +224,21 @@ class Experiment:
         files.write_text(folder / "queries.csv", _each_query(searches[first], rankings[first].order, benchmark))
         files.write_json(folder / "metrics.json", metrics)
         return metrics
+
+    def _searches(self, benchmark: Benchmark, queries: Descriptors, gallery: Descriptors) -> dict[str, Search]:
+        """The search of each protocol under which something can be asked, of the first in any case."""
+        groups, own = benchmark.queries.labels, benchmark.self_index
+        searches: dict[str, Search] = {}
+        for protocol, answers in benchmark.protocols.items():
+            try:
+                searches[protocol] = Search.of(
+                    queries, gallery, answers, groups, own, self.candidates, benchmark.measures
+                )
+            except NothingToAsk:
+                if not searches:
+                    raise
+                log.warning("Under '%s' no query has a right image, so it is left out.", protocol)
+        return searches
 
     def _windows(self, model: ListwiseReranker, ensemble: Ensemble | None = None) -> Reranker:
         """The model as it re-ranks all candidates."""
@@ -330,16 +341,23 @@ def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
 
 
 def table(metrics: dict) -> str:
-    """The result as text: a row a method, then what re-ranking changed."""
-    names = list(metrics["global"])
+    """The result as text: under each protocol a row a method, then what re-ranking changed."""
+    protocols = metrics["protocols"]
+    parts = [f"{name}\n{_protocol(measured)}" for name, measured in protocols.items()]
+    return "\n\n".join(parts) if len(protocols) > 1 else _protocol(metrics)
+
+
+def _protocol(measured: dict) -> str:
+    names = list(measured["global"])
     lines = ["            " + "".join(f"{n:>16}" for n in names)]
-    measured = [method for method in ("global", "reranked", "ensemble", "oracle") if method in metrics]
-    for method in measured:
-        lines.append(f"{method:<12}" + "".join(f"{metrics[method][n]:>16.1f}" for n in names))
-    for method in measured[1:-1]:
-        gains = (f"{metrics[method][n] - metrics['global'][n]:+.1f}" for n in names)
+    methods = [method for method in ("global", "reranked", "ensemble", "oracle") if method in measured]
+    for method in methods:
+        lines.append(f"{method:<12}" + "".join(f"{measured[method][n]:>16.1f}" for n in names))
+    for method in methods[1:-1]:
+        gains = (f"{measured[method][n] - measured['global'][n]:+.1f}" for n in names)
         lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
-        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics["difference"][method][n] for n in names))
+        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))
         lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
-    lines.append(f"shortlist recall {metrics['shortlist_recall']:.1f}; unchanged by re-ranking: {metrics['unchanged']}")
+    unchanged = ", ".join(measured["unchanged"]) or "nothing"
+    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}; re-ranking cannot change {unchanged}")
     return "\n".join(lines)

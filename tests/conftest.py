@@ -1,6 +1,11 @@
 """What all tests share: caches of their own, and a rule that nothing is skipped unseen."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once, so a core each, before anything imports torch
+    os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
 
 EXPECTED_SKIPS = ("emoji.zip is not on this machine", "no CUDA device on this machine")
 

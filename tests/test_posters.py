@@ -1,9 +1,13 @@
 """The landmark world: what two views have in common is what their pictures show, and the protocols follow from it."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
+from small import QUICK
 
+from experiments.run import main
 from locore.datasets import benchmarks, posters
 from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Transitive
 from locore.datasets.walls import HEIGHT, WIDTH
@@ -103,6 +107,22 @@ def test_transitive_views_are_linked_on_the_shortlist():
     assert protocol(np.array([[3, 2, 1, 0, 4]])).junk[0].tolist() == [0, 4]
     assert protocol(np.array([[3, 2, 0, 4]])).positive[0].tolist() == []  # without 1 the chain is broken
     assert LINK > HARD
+
+
+def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
+    lines = [line for line in QUICK if not line.startswith("Data.")]
+    lines += ["Data.benchmark = 'posters'", *(f"posters.{name} = {value}" for name, value in WORLD.items())]
+    lines += ["Experiment.candidates = 20", "Experiment.window = 8"]
+    settings = [part for line in lines for part in ("--set", line)]
+    assert main(["--gin", "gin/query_attention.gin", "--out", str(tmp_path / "run"), *settings]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert list(metrics["protocols"]) == ["medium", "hard", "hard*", "easy", "transitive"]
+    for measured in metrics["protocols"].values():
+        assert measured["shown"] == ["mP@1", "mP@10", "mAP"]
+        assert 0 < measured["reranked"]["mAP"] <= measured["oracle"]["mAP"] <= 100
+        assert set(measured["difference"]) == {"reranked", "ensemble"}
+    printed = capsys.readouterr().out
+    assert "transitive" in printed and "mP@10" in printed
 
 
 def test_too_small_a_world_is_said():

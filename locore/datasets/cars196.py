@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytorch_metric_learning.datasets.cars196 import Cars196
-
 from locore.datasets.benchmark import Benchmark, benchmarks
 from locore.datasets.published import check_counts, packaged
 
@@ -23,6 +21,8 @@ def cars196(root: str, download: bool = False, max_queries: int | None = None) -
     Raises:
         ValueError: a file is missing or a list is damaged.
     """
+    from pytorch_metric_learning.datasets.cars196 import Cars196  # scipy comes with it, so only when it is asked for
+
     train, test = packaged("cars196", Cars196, Path(root).expanduser(), download, SOURCE)
     check_counts("cars196", "train", train, 8_054, 98)
     check_counts("cars196", "test", test, 8_131, 98)

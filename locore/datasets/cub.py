@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pytorch_metric_learning.datasets.cub import CUB
 
 from locore.datasets.benchmark import Benchmark, benchmarks
 from locore.datasets.published import check_counts, missing, packaged
@@ -25,6 +24,8 @@ def cub(root: str, download: bool = False, crop: bool = False, max_queries: int 
     Raises:
         ValueError: a file is missing or a list is damaged.
     """
+    from pytorch_metric_learning.datasets.cub import CUB  # scipy comes with it, so only when it is asked for
+
     folder = Path(root).expanduser()
     train, test = packaged("cub", CUB, folder, download, SOURCE)
     if crop:

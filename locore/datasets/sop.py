@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytorch_metric_learning.datasets.sop import StanfordOnlineProducts
-
 from locore.datasets.benchmark import Benchmark, benchmarks
 from locore.datasets.published import check_counts, packaged
 
@@ -23,6 +21,10 @@ def sop(root: str, download: bool = False, max_queries: int | None = None) -> Be
     Raises:
         ValueError: a file is missing or a list is damaged.
     """
+    from pytorch_metric_learning.datasets.sop import (
+        StanfordOnlineProducts,  # scipy comes with it, so only when it is asked for
+    )
+
     train, test = packaged("sop", StanfordOnlineProducts, Path(root).expanduser(), download, SOURCE)
     check_counts("sop", "train", train, 59_551, 11_318)
     check_counts("sop", "test", test, 60_502, 11_316)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:  # benchmarks say how they are measured, so their module impor
     from locore.datasets.benchmark import Answers
 
 
+class NothingToAsk(ValueError):
+    """A protocol under which no query has a right image."""
+
+
 @dataclass(frozen=True)
 class Search:
     """What re-ranking starts from: queries with a right answer, their neighbours, and what is right.
@@ -58,6 +62,7 @@ class Search:
         """Search every query that has a right image, as deep as the candidates and the measures need.
 
         Raises:
+            NothingToAsk: no query has a right image.
             ValueError: the gallery has fewer images than there are to be candidates.
         """
         searched, found = queries.global_.float().numpy(), gallery.global_.float().numpy()
@@ -65,7 +70,7 @@ class Search:
             answers = answers(search(searched, found, candidates, self_index).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
-            raise ValueError("No query of this protocol has a right image in the gallery.")
+            raise NothingToAsk("No query of this protocol has a right image in the gallery.")
         positive, junk, behind = (
             [images[row] for row in rows] for images in (answers.positive, answers.junk, answers.behind)
         )
