@@ -44,8 +44,10 @@ def finish(folder, images):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, images):
-    return finish(tmp_path_factory.mktemp("unbroken"), images)
+def finished(tmp_path_factory, images):
+    """The folder of an unbroken run, and what it gave."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, finish(folder, images)
 
 
 def extracting(run):
@@ -61,7 +63,7 @@ def evaluating(run):
 
 
 @pytest.mark.parametrize("stage", [extracting, training, evaluating])
-def test_killed_it_goes_on_and_ends_the_same(stage, tmp_path, images, unbroken):
+def test_killed_it_goes_on_and_ends_the_same(stage, tmp_path, images, finished):
     process = start(tmp_path, images)
     deadline = time.monotonic() + 300
     while not stage(tmp_path / "run"):
@@ -70,22 +72,22 @@ def test_killed_it_goes_on_and_ends_the_same(stage, tmp_path, images, unbroken):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "run" / "metrics.json").exists()
-    assert finish(tmp_path, images) == unbroken
+    assert finish(tmp_path, images) == finished[1]
 
 
-def test_a_finished_run_is_shown_and_another_configuration_refused(tmp_path, images):
-    finish(tmp_path, images)
-    again = start(tmp_path, images)
+def test_a_finished_run_is_shown_and_another_configuration_refused(images, finished):
+    folder, _ = finished
+    again = start(folder, images)
     printed, _ = again.communicate(timeout=100)
     assert again.returncode == 0 and "is finished" in printed and "reranked" in printed
     QUICK.append("Training.steps = 8")
     try:
-        other = start(tmp_path, images)
+        other = start(folder, images)
         _, error = other.communicate(timeout=100)
     finally:
         QUICK.pop()
     assert other.returncode == 2 and "another configuration" in error
-    assert sorted(p.name for p in (tmp_path / "run").glob("*.png")) == [
+    assert sorted(p.name for p in (folder / "run").glob("*.png")) == [
         "curves.png",
         "gains.png",
         "lists.png",

@@ -69,11 +69,11 @@ def test_a_comparison_says_all_that_it_measured(capsys):
 
 def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
     gin, picture = ["--gin", "gin/mamba.gin", "--set", "query_attention.depth = 1"], tmp_path / "lengths.png"
-    lengths = ["--lengths", "10000", "40000", "--backbones", "query_attention", "--picture", str(picture)]
+    lengths = ["--lengths", "5000", "20000", "--backbones", "query_attention", "--picture", str(picture)]
     assert main([*gin, *lengths, *SMALL]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for points in (result[way]["query_attention"] for way in ("more images", "longer blocks")):
-        assert len(points["seconds"]) == 2 and points["tokens"] == pytest.approx([10_000, 40_000], rel=0.01)
+        assert len(points["seconds"]) == 2 and points["tokens"] == pytest.approx([5_000, 20_000], rel=0.01)
         tensor = np.array(points["tokens"]) * 192 * 4 / 2**20  # as long as the list
         mb = np.array(points["mb"])  # what a pass holds: a few of these, and none of what the imports take
         assert (mb > 2 * tensor).all() and (mb < 20 * tensor).all()
