@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -15,27 +13,24 @@ from pathlib import Path
 import gin
 import numpy as np
 import torch
-from torch import Tensor
 
 from backbones import ListLayout
 from backbones.registry import suggest
+from experiments import outcome
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
 from experiments.data import Data
+from experiments.learning import learn
 from experiments.provenance import provenance
 from experiments.stages import Stages
-from locore import checkpoints, files
-from locore.datasets import Benchmark, ImageSet, Relevance, Subset
+from locore import files
+from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import Descriptors, Extractor
-from locore.descriptors.live import Live
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
-from locore.descriptors.views import AnyView, View
-from locore.evaluation import MetricLearning, NothingToAsk, Search, reordered, summary
+from locore.evaluation import NothingToAsk, Reranked, Search, summary
 from locore.language_model import start_from
-from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
-from locore.retrieval import search
 from locore.training import Training
-from locore.training_lists import Lists, Sampling, fit_reranker
+from locore.training_lists import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +115,10 @@ class Experiment:
         return model
 
     @cached_property
-    def parameters(self) -> int:
-        """Of the re-ranker."""
-        return sum(p.numel() for p in self.model(seed=0).parameters())
+    def sizes(self) -> tuple[int, int]:
+        """Parameters of the re-ranker, and width of its tokens."""
+        model = self.model(seed=0)
+        return sum(p.numel() for p in model.parameters()), model.encoder.hidden_size
 
     def weights_used(self) -> str:
         """What is in the files of weights, as lines of the configuration: another file there is another run."""
@@ -141,72 +137,27 @@ class Experiment:
                 "they have seen; train them on this benchmark, or without Embedding.halves."
             )
         with stage("descriptors"):
-            train, made_by = self._describe(images, fitted=True)
-            others = [self._describe(View(images, n), fitted=True)[0] for n in range(1, self.sampling.views)]
-            (gallery, _), (queries, _) = self._describe(benchmark.gallery), self._describe(benchmark.queries)
+            (gallery, _), (queries, _) = self.describe(benchmark.gallery), self.describe(benchmark.queries)
         with stage("shortlists"):
-            lists, validation, fitted, validating = self._training_lists(train, images, made_by)
             searches = self._searches(benchmark, queries, gallery)
-        model = self.model(seed)
-        if self.whitening is not None:
-            assert isinstance(lists.descriptors, Descriptors)
-            model.embedding.whiten(lists.descriptors, self.whitening)
-        if others:
-            rows = torch.from_numpy(fitted.indices)
-            lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-        embedder = None
-        if self.embedder_rate:
-            embedder = self.extractor.embedder().to(device)
-            lists = replace(lists, descriptors=Live(embedder, self.extractor, fitted))
-
-        lists_at_once = max(1, VALUES // (self.layout.tokens * model.encoder.hidden_size))
-
-        def described_anew() -> Search:
-            if not embedder:
-                return validation
-            table = Live(embedder, self.extractor, validating).all()
-            return replace(validation, queries=table, gallery=table)
-
-        def validate() -> dict[str, float]:
-            reranked = described_anew().rerank(model, self.pass_size, lists_at_once, device)
-            return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
-
-        with stage("training"):
-            state = fit_reranker(
-                model.to(device), lists, self.training, validate, folder, seed, embedder, self.embedder_rate
-            )
-        checkpoints.save(model, folder / "model.safetensors")
-        if embedder:  # the shortlists stay, what is read of their images is new
-            embedder.save(folder / WHOLE)
-            tuned = replace(self.extractor, weights=str(folder / WHOLE))
-            gallery, queries = tuned.extract(benchmark.gallery), tuned.extract(benchmark.queries)
+        learned = learn(self, images, folder, seed, stage)
+        if learned.extractor:  # the shortlists stay, what is read of their images is new
+            gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model.to(PRECISIONS[self.evaluated_in])
+        model, ensemble = learned.model.to(PRECISIONS[self.evaluated_in]), learned.ensemble
         with stage("evaluation"):
-            ensemble = None
-            if self.ensemble:
-                held_out = described_anew().rerank(model, self.pass_size, lists_at_once, device)
-                ensemble = Ensemble.fit(
-                    held_out.similarities,
-                    held_out.comparable_scores,
-                    lambda order: validation.metrics(order)["mAP@R"].mean(),
-                )
             tables, rankings = {}, {}
             for protocol, searched in searches.items():
-                reranked = searched.rerank(self._windows(model), self.candidates, lists_at_once, device)
+                reranked = rankings[protocol] = self.rerank(searched, self._windows(model), self.candidates)
                 orders = {"reranked": reranked.order}
                 if ensemble and self.window:
                     windows = self._windows(model, ensemble)
-                    orders["ensemble"] = searched.rerank(windows, self.candidates, lists_at_once, device).order
+                    orders["ensemble"] = self.rerank(searched, windows, self.candidates).order
                 elif ensemble:
                     orders["ensemble"] = reranked.ensemble(ensemble)
-                rankings[protocol] = reranked
                 tables[protocol] = summary(searched, orders, self.candidates)
             first = next(iter(searches))
-            self._draw(folder, benchmark, searches[first], rankings[first].order, state["history"])
-        stage.seconds["training"] = round(state["seconds"], 1)
+            outcome.draw(folder, benchmark, searches[first], rankings[first].order)
         metrics = {
             "benchmark": benchmark.name,
             "backbone": self.backbone,
@@ -216,14 +167,25 @@ class Experiment:
             "protocols": tables,
             "alpha": ensemble.alpha if ensemble else None,
             "temperature": ensemble.temperature if ensemble else None,
-            "parameters": self.parameters,
+            "parameters": self.sizes[0],
             "seconds": stage.seconds,
             "latency_ms": round(rankings[first].milliseconds_a_list, 2),
             **provenance(seed, config),
         }
-        files.write_text(folder / "queries.csv", _each_query(searches[first], rankings[first].order, benchmark))
+        queries_ = outcome.each_query(searches[first], rankings[first].order, benchmark)
+        files.write_text(folder / "queries.csv", queries_)
         files.write_json(folder / "metrics.json", metrics)
         return metrics
+
+    def rerank(self, searched: Search, reranker: Reranker, candidates: int) -> Reranked:
+        """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
+        at_once = max(1, VALUES // (self.layout.tokens * self.sizes[1]))
+        return searched.rerank(reranker, candidates, at_once, self.device)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the re-ranker is trained and evaluated."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def _searches(self, benchmark: Benchmark, queries: Descriptors, gallery: Descriptors) -> dict[str, Search]:
         """The search of each protocol under which something can be asked, of the first in any case."""
@@ -244,54 +206,11 @@ class Experiment:
         """The model as it re-ranks all candidates."""
         return Windows(model, self.window, self.window // 2, ensemble=ensemble) if self.window else model
 
-    def _draw(self, folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, history: dict) -> None:
-        pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
-        pictures.training(folder / "training.png", history)
-        orders = {"global": None, "re-ranked": order, "oracle": searched.oracle(self.candidates)}
-        right = {name: reordered(searched.right, o) for name, o in orders.items()}
-        pictures.curves(folder / "curves.png", right)
-        main = searched.measures.main
-        before, after = (100 * searched.metrics(o)[main] for o in (None, order))
-        pictures.gains(folder / "gains.png", before, after, main)
-
-    def _describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
+    def describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""
         if self.embedder:
             return describe(Path(self.embedder), self.extractor, images, fitted)
         return self.extractor.extract(images), np.zeros(len(images), dtype=np.int64)
-
-    def _training_lists(
-        self, descriptors: Descriptors, images: ImageSet, made_by: np.ndarray
-    ) -> tuple[Lists, Search, Subset, Subset]:
-        """Lists of nine tenths of the training classes, a search over the others that validates, and images of both."""
-        labels = images.labels
-        known, counts = np.unique(labels[made_by == 0], return_counts=True)
-        order = np.random.default_rng(0).permutation(len(known))
-        classes, sums = known[order], np.cumsum(counts[order])
-        fewest = int(np.searchsorted(sums, self.candidates, side="right")) + 1
-        held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
-        rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        count, depth = self.sampling.sizes(self.pass_size)
-        neighbours = np.empty((len(rows), depth), dtype=np.int64)
-        for maker in np.unique(made_by):
-            own = np.flatnonzero(made_by[rows] == maker)
-            if len(own) <= depth:
-                raise ValueError(
-                    f"{len(labels)} training images are too few to train and to validate with lists from {depth} "
-                    "neighbours; lower Experiment.candidates or Sampling.depth, or add classes."
-                )
-            globals_ = descriptors.global_[rows[own]].float().numpy()
-            neighbours[own] = own[search(globals_, globals_, depth, np.arange(len(own))).indices]
-        validating = descriptors[torch.from_numpy(others)]
-        every = np.arange(len(others))
-        answers = Relevance.from_labels(labels[others], labels[others], every)
-        for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
-            answers.positive[row] = np.empty(0, dtype=np.int64)  # is not asked
-        validation = Search.of(
-            validating, validating, answers, labels[others], every, self.candidates, MetricLearning((1,))
-        )
-        lists = Lists(descriptors[torch.from_numpy(rows)], neighbours, labels[rows], count, self.sampling)
-        return lists, validation, images.subset(rows), images.subset(others)
 
 
 def _finished(folder: Path) -> dict:
@@ -317,47 +236,8 @@ def prepare(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tu
 
     def make() -> Experiment:
         experiment = Experiment()
-        _ = experiment.parameters  # what cannot be built is said now
+        _ = experiment.sizes  # what cannot be built is said now
         return experiment
 
     experiment, config = built(make, gin_files, overrides, seed)
     return experiment, config + experiment.weights_used()
-
-
-def _each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
-    """Every metric of every query before and after re-ranking, as comma-separated values."""
-    columns: dict[str, Sequence] = {
-        "query": [benchmark.queries.names[row] for row in searched.rows],
-        "class": searched.groups.tolist(),
-    }
-    for method, places in (("global", None), ("reranked", order)):
-        for name, values in searched.metrics(places).items():
-            columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue()
-
-
-def table(metrics: dict) -> str:
-    """The result as text: under each protocol a row a method, then what re-ranking changed."""
-    protocols = metrics["protocols"]
-    parts = [f"{name}\n{_protocol(measured)}" for name, measured in protocols.items()]
-    return "\n\n".join(parts) if len(protocols) > 1 else _protocol(metrics)
-
-
-def _protocol(measured: dict) -> str:
-    names = list(measured["global"])
-    lines = ["            " + "".join(f"{n:>16}" for n in names)]
-    methods = [method for method in ("global", "reranked", "ensemble", "oracle") if method in measured]
-    for method in methods:
-        lines.append(f"{method:<12}" + "".join(f"{measured[method][n]:>16.1f}" for n in names))
-    for method in methods[1:-1]:
-        gains = (f"{measured[method][n] - measured['global'][n]:+.1f}" for n in names)
-        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
-        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))
-        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
-    unchanged = ", ".join(measured["unchanged"]) or "nothing"
-    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}; re-ranking cannot change {unchanged}")
-    return "\n".join(lines)

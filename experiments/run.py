@@ -22,14 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     keep_freed_memory()
-    from experiments.experiment import prepare, table
+    from experiments.experiment import prepare
+    from experiments.outcome import table
 
     experiment, config = prepare(options.gin, options.set, options.seed)
     if options.dry_run:
         layout = experiment.layout
         print(config)
         print(f"Sequence: {layout.images} images x {layout.block} tokens = {layout.tokens} tokens")
-        print(f"Parameters: {experiment.parameters:,}")
+        print(f"Parameters: {experiment.sizes[0]:,}")
         return 0
     with run_folder(options, Path(options.gin[0]).stem, config, "last.safetensors") as (folder, finished):
         print(table(finished or experiment.run(folder, options.seed, config)))

@@ -56,7 +56,7 @@ def test_wrong_images_get_one_sentence(capsys, tmp_path):
     assert status == 2 and "0 images in 0 sub-folders" in message
     root = write_glyphs(tmp_path / "images")
     status, message = run("c", f"folder.path = '{root}'", "Experiment.candidates = 80")
-    assert status == 2 and "lower Experiment.candidates" in message
+    assert status == 2 and "lower the number of candidates" in message
     broken = sorted(root.rglob("*.png"))[-1]
     broken.write_bytes(b"no image")
     status, message = run("d", f"folder.path = '{root}'")

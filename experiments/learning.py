@@ -1,0 +1,136 @@
+"""A re-ranker from training images: lists, training, and an ensemble chosen on classes that are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from experiments.stages import Stages
+from locore import checkpoints
+from locore.datasets import ImageSet, Relevance, Subset
+from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.live import Live
+from locore.descriptors.unseen import WHOLE
+from locore.descriptors.views import AnyView, View
+from locore.evaluation import MetricLearning, Search
+from locore.report import pictures
+from locore.reranking import Ensemble, ListwiseReranker
+from locore.retrieval import search
+from locore.training_lists import Lists, fit_reranker
+
+if TYPE_CHECKING:
+    from experiments.experiment import Experiment
+
+HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
+VALIDATION_QUERIES = 500
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of training.
+
+    Attributes:
+        model: the re-ranker. ensemble: with the global score, chosen on the held-out classes; None = not asked for.
+        extractor: the one whose network was trained with the re-ranker, if it was.
+    """
+
+    model: ListwiseReranker
+    ensemble: Ensemble | None
+    extractor: Extractor | None
+
+
+def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, stage: Stages) -> Learned:
+    """Train the experiment's model on these images; what a killed run left in the folder is gone on from."""
+    with stage("training descriptors"):
+        train, made_by = experiment.describe(images, fitted=True)
+        others = [experiment.describe(View(images, n), fitted=True)[0] for n in range(1, experiment.sampling.views)]
+    with stage("training lists"):
+        lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
+    model = experiment.model(seed)
+    if experiment.whitening is not None:
+        assert isinstance(lists.descriptors, Descriptors)
+        model.embedding.whiten(lists.descriptors, experiment.whitening)
+    if others:
+        rows = torch.from_numpy(fitted.indices)
+        lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))
+    embedder = None
+    if experiment.embedder_rate:
+        embedder = experiment.extractor.embedder().to(experiment.device)
+        lists = replace(lists, descriptors=Live(embedder, experiment.extractor, fitted))
+
+    def described_anew() -> Search:
+        if not embedder:
+            return validation
+        table = Live(embedder, experiment.extractor, validating).all()
+        return replace(validation, queries=table, gallery=table)
+
+    def validate() -> dict[str, float]:
+        reranked = experiment.rerank(described_anew(), model, experiment.pass_size)
+        return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
+
+    with stage("training"):
+        state = fit_reranker(
+            model.to(experiment.device),
+            lists,
+            experiment.training,
+            validate,
+            folder,
+            seed,
+            embedder,
+            experiment.embedder_rate,
+        )
+    stage.seconds["training"] = round(state["seconds"], 1)
+    pictures.training(folder / "training.png", state["history"])
+    checkpoints.save(model, folder / "model.safetensors")
+    extractor = None
+    if embedder:
+        embedder.save(folder / WHOLE)
+        extractor = replace(experiment.extractor, weights=str(folder / WHOLE))
+    ensemble = None
+    if experiment.ensemble:
+        with stage("ensemble"):
+            held_out = experiment.rerank(described_anew(), model, experiment.pass_size)
+            ensemble = Ensemble.fit(
+                held_out.similarities,
+                held_out.comparable_scores,
+                lambda order: validation.metrics(order)["mAP@R"].mean(),
+            )
+    return Learned(model, ensemble, extractor)
+
+
+def _training_lists(
+    experiment: Experiment, descriptors: Descriptors, images: ImageSet, made_by: np.ndarray
+) -> tuple[Lists, Search, Subset, Subset]:
+    """Lists of nine tenths of the training classes, a search over the others that validates, and images of both."""
+    labels = images.labels
+    known, counts = np.unique(labels[made_by == 0], return_counts=True)
+    order = np.random.default_rng(0).permutation(len(known))
+    classes, sums = known[order], np.cumsum(counts[order])
+    fewest = int(np.searchsorted(sums, experiment.candidates, side="right")) + 1
+    held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
+    rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    count, depth = experiment.sampling.sizes(experiment.pass_size)
+    neighbours = np.empty((len(rows), depth), dtype=np.int64)
+    for maker in np.unique(made_by):
+        own = np.flatnonzero(made_by[rows] == maker)
+        if len(own) <= depth:
+            raise ValueError(
+                f"{len(labels)} training images are too few to train and to validate with lists from {depth} "
+                "neighbours; lower Experiment.candidates or Sampling.depth, or add classes."
+            )
+        globals_ = descriptors.global_[rows[own]].float().numpy()
+        neighbours[own] = own[search(globals_, globals_, depth, np.arange(len(own))).indices]
+    validating = descriptors[torch.from_numpy(others)]
+    every = np.arange(len(others))
+    answers = Relevance.from_labels(labels[others], labels[others], every)
+    for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
+        answers.positive[row] = np.empty(0, dtype=np.int64)  # is not asked
+    validation = Search.of(
+        validating, validating, answers, labels[others], every, experiment.candidates, MetricLearning((1,))
+    )
+    lists = Lists(descriptors[torch.from_numpy(rows)], neighbours, labels[rows], count, experiment.sampling)
+    return lists, validation, images.subset(rows), images.subset(others)

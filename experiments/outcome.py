@@ -1,0 +1,65 @@
+"""What a run leaves of its result: a table, pictures and the metrics of every query."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from locore.datasets import Benchmark
+from locore.evaluation import Search, reordered
+from locore.report import pictures
+
+PICTURED = 8  # queries in lists.png
+
+
+def draw(folder: Path, benchmark: Benchmark, searched: Search, order: Tensor) -> None:
+    """Pictures of one protocol, its lists re-ranked to `order` (Q, K)."""
+    pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
+    orders = {"global": None, "re-ranked": order, "oracle": searched.oracle(order.shape[1])}
+    pictures.curves(folder / "curves.png", {name: reordered(searched.right, o) for name, o in orders.items()})
+    main = searched.measures.main
+    before, after = (100 * searched.metrics(o)[main] for o in (None, order))
+    pictures.gains(folder / "gains.png", before, after, main)
+
+
+def each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
+    """Every metric of every query before and after re-ranking, as comma-separated values."""
+    columns: dict[str, Sequence] = {
+        "query": [benchmark.queries.names[row] for row in searched.rows],
+        "class": searched.groups.tolist(),
+    }
+    for method, places in (("global", None), ("reranked", order)):
+        for name, values in searched.metrics(places).items():
+            columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def table(metrics: dict) -> str:
+    """The result as text: under each protocol a row a method, then what re-ranking changed."""
+    protocols = metrics["protocols"]
+    parts = [f"{name}\n{_protocol(measured)}" for name, measured in protocols.items()]
+    return "\n\n".join(parts) if len(protocols) > 1 else _protocol(metrics)
+
+
+def _protocol(measured: dict) -> str:
+    names = list(measured["global"])
+    lines = ["            " + "".join(f"{n:>16}" for n in names)]
+    methods = [method for method in ("global", "reranked", "ensemble", "oracle") if method in measured]
+    for method in methods:
+        lines.append(f"{method:<12}" + "".join(f"{measured[method][n]:>16.1f}" for n in names))
+    for method in methods[1:-1]:
+        gains = (f"{measured[method][n] - measured['global'][n]:+.1f}" for n in names)
+        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
+        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))
+        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
+    unchanged = ", ".join(measured["unchanged"]) or "nothing"
+    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}; re-ranking cannot change {unchanged}")
+    return "\n".join(lines)
