@@ -28,13 +28,22 @@ class Data:
         self.settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.settings)
 
-    def load(self) -> tuple[Benchmark, ImageSet]:
-        """The benchmark and its training images.
+    def load(self) -> Benchmark:
+        """The benchmark.
 
         Raises:
-            ValueError: it has none, or what it is read from is missing or damaged.
+            ValueError: what it is read from is missing or damaged.
         """
-        benchmark = benchmarks.create(self.benchmark, **self.settings)
+        return benchmarks.create(self.benchmark, **self.settings)
+
+    def training_images(self, benchmark: Benchmark) -> ImageSet:
+        """Those of the benchmark.
+
+        Raises:
+            ValueError: it has none.
+        """
         if benchmark.train is None:
-            raise ValueError(f"The benchmark '{self.benchmark}' has no training images.")
-        return benchmark, benchmark.train
+            raise ValueError(
+                f"The benchmark '{self.benchmark}' has no training images; give a trained Experiment.reranker."
+            )
+        return benchmark.train

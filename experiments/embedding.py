@@ -50,7 +50,8 @@ class Embedding:
         """Train and measure; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         stage = Stages()
         with stage("benchmark"):
-            benchmark, train = self.data.load()
+            benchmark = self.data.load()
+            train = self.data.training_images(benchmark)
         half = halves(train.labels)
         parts = {WHOLE: train}
         if self.halves:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gin
 import numpy as np
@@ -19,16 +20,19 @@ from backbones.registry import suggest
 from experiments import outcome
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
 from experiments.data import Data
-from experiments.learning import learn
+from experiments.described import Files
+from experiments.learning import Learned, learn
 from experiments.provenance import provenance
 from experiments.stages import Stages
-from locore import files
+from locore import checkpoints, files
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import NothingToAsk, Reranked, Search, summary
 from locore.language_model import start_from
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
+from locore.reranking.listwise import WEIGHTS
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -50,6 +54,10 @@ class Experiment:
         backbone, size: registered names. candidates: how many are re-ranked.
         window: K of one pass where that are more, see `Windows`; None = all candidates in one.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
+        alpha, temperature: of the ensemble; None = chosen on held-out training classes.
+        reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
+        published: what `locore.load` has to be told of the published one.
+        files: descriptors that someone has extracted; None = the extractor's.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
@@ -64,6 +72,11 @@ class Experiment:
     candidates: int = 24
     window: int | None = None
     ensemble: bool = True
+    alpha: float | None = None
+    temperature: float | None = None
+    reranker: str | None = None
+    published: dict[str, Any] = field(default_factory=dict)
+    files: Files | None = None
     positions: str = "absolute"
     score: str = "mean"
     global_token: bool = True
@@ -87,13 +100,27 @@ class Experiment:
         if self.embedder:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
-        global_dim, local_dim = self.extractor.sizes
+        if (self.alpha is None) != (self.temperature is None):
+            raise ValueError("Experiment.alpha and Experiment.temperature go together.")
+        if self.reranker and self.ensemble and self.alpha is None:
+            raise ValueError(
+                "An ensemble is chosen on held-out training classes, never on what is asked; with Experiment.reranker "
+                "give Experiment.alpha and temperature, or Experiment.ensemble = False."
+            )
+        if self.files and not self.reranker:
+            raise ValueError("Experiment.files have no training images' descriptors; give Experiment.reranker.")
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
         self.pass_size = self.window or self.candidates
         self.sampling.sizes(self.pass_size)
-        self.layout = ListLayout(self.extractor.locals_per_image + 1 + self.global_token, 1 + self.pass_size)
-        self.model_settings = {
+        locals_ = self.files.count if self.files else self.extractor.locals_per_image
+        self.layout = ListLayout(locals_ + 1 + self.global_token, 1 + self.pass_size)
+
+    @cached_property
+    def model_settings(self) -> dict[str, Any]:
+        """What a re-ranker that is to be trained is made of."""
+        global_dim, local_dim = self.extractor.sizes
+        return {
             "encoder": self.backbone,
             "local_dim": local_dim,
             "global_dim": global_dim,
@@ -107,7 +134,9 @@ class Experiment:
         }
 
     def model(self, seed: int) -> ListwiseReranker:
-        """The re-ranker with its starting weights."""
+        """The re-ranker with its starting weights, or the one that is evaluated as it is."""
+        if self.reranker:
+            return checkpoints.load(Path(self.reranker).expanduser(), **self.published)
         torch.manual_seed(seed)
         model = ListwiseReranker(**self.model_settings)
         if self.language_model:
@@ -124,27 +153,37 @@ class Experiment:
         """What is in the files of weights, as lines of the configuration: another file there is another run."""
         folder = Path(self.embedder) if self.embedder else None
         files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
-        return "".join(f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files_ if f.is_file())
+        if self.reranker:
+            files_.append(Path(self.reranker).expanduser() / WEIGHTS)
+        used = [f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files_ if f.is_file()]
+        return "".join(used) + (self.files.said if self.files else "")
 
     def run(self, folder: Path, seed: int, config: str) -> dict:
         """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
         stage = Stages()
         with stage("benchmark"):
-            benchmark, images = self.data.load()
-        if self.embedder and have_halves(Path(self.embedder)) and self.trained.get("images") != images.fingerprint:
-            raise ValueError(
-                f"The embedders in '{self.embedder}' were trained on other images, so it is not known which of these "
-                "they have seen; train them on this benchmark, or without Embedding.halves."
-            )
+            benchmark = self.data.load()
+            if not self.reranker:
+                self._check(self.data.training_images(benchmark))
         with stage("descriptors"):
-            (gallery, _), (queries, _) = self.describe(benchmark.gallery), self.describe(benchmark.queries)
+            queries, gallery = (
+                self.files.tables(benchmark)
+                if self.files
+                else (self.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+            )
         with stage("shortlists"):
             searches = self._searches(benchmark, queries, gallery)
-        learned = learn(self, images, folder, seed, stage)
+        if self.reranker:
+            learned = Learned(self.model(seed).to(self.device), None, None)
+            self._fit_together(learned.model, queries)
+        else:
+            learned = learn(self, self.data.training_images(benchmark), folder, seed, stage)
         if learned.extractor:  # the shortlists stay, what is read of their images is new
             gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model, ensemble = learned.model.to(PRECISIONS[self.evaluated_in]), learned.ensemble
+        model = learned.model.to(PRECISIONS[self.evaluated_in])
+        fixed = self.alpha is not None and self.temperature is not None and self.ensemble
+        ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
             tables, rankings = {}, {}
             for protocol, searched in searches.items():
@@ -157,10 +196,10 @@ class Experiment:
                     orders["ensemble"] = reranked.ensemble(ensemble)
                 tables[protocol] = summary(searched, orders, self.candidates)
             first = next(iter(searches))
-            outcome.draw(folder, benchmark, searches[first], rankings[first].order)
+            outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {
             "benchmark": benchmark.name,
-            "backbone": self.backbone,
+            "backbone": model.spec["encoder"],
             "candidates": self.candidates,
             "protocol": first,
             **tables[first],
@@ -177,6 +216,25 @@ class Experiment:
         files.write_json(folder / "metrics.json", metrics)
         return metrics
 
+    def _check(self, images: ImageSet) -> None:
+        """Refuse images of which nobody knows whether an embedder of halves has seen them."""
+        if self.embedder and have_halves(Path(self.embedder)) and self.trained.get("images") != images.fingerprint:
+            raise ValueError(
+                f"The embedders in '{self.embedder}' were trained on other images, so it is not known which of these "
+                "they have seen; train them on this benchmark, or without Embedding.halves."
+            )
+
+    def _fit_together(self, model: ListwiseReranker, queries: SearchedTable) -> None:
+        """Refuse descriptors that the model cannot read."""
+        described = queries[torch.zeros(1, dtype=torch.long)]
+        found = {"local_dim": described.local.shape[-1], "global_dim": described.global_.shape[-1]}
+        for name, width in found.items():
+            if model.spec[name] != width:
+                raise ValueError(
+                    f"'{self.reranker}' reads descriptors of {name} {model.spec[name]}, these have {width}; give the "
+                    "extractor's settings, or the files, that it was trained with."
+                )
+
     def rerank(self, searched: Search, reranker: Reranker, candidates: int) -> Reranked:
         """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
         at_once = max(1, VALUES // (self.layout.tokens * self.sizes[1]))
@@ -187,7 +245,7 @@ class Experiment:
         """Where the re-ranker is trained and evaluated."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def _searches(self, benchmark: Benchmark, queries: Descriptors, gallery: Descriptors) -> dict[str, Search]:
+    def _searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
         """The search of each protocol under which something can be asked, of the first in any case."""
         groups, own = benchmark.queries.labels, benchmark.self_index
         searches: dict[str, Search] = {}

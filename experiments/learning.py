@@ -91,7 +91,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         embedder.save(folder / WHOLE)
         extractor = replace(experiment.extractor, weights=str(folder / WHOLE))
     ensemble = None
-    if experiment.ensemble:
+    if experiment.ensemble and experiment.alpha is None:
         with stage("ensemble"):
             held_out = experiment.rerank(described_anew(), model, experiment.pass_size)
             ensemble = Ensemble.fit(

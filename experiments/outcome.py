@@ -16,9 +16,10 @@ from locore.report import pictures
 PICTURED = 8  # queries in lists.png
 
 
-def draw(folder: Path, benchmark: Benchmark, searched: Search, order: Tensor) -> None:
-    """Pictures of one protocol, its lists re-ranked to `order` (Q, K)."""
-    pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
+def draw(folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, images: bool) -> None:
+    """Pictures of one protocol, its lists re-ranked to `order` (Q, K); lists only where images are at hand."""
+    if images:
+        pictures.lists(folder / "lists.png", searched, order.numpy(), benchmark.queries, benchmark.gallery, PICTURED)
     orders = {"global": None, "re-ranked": order, "oracle": searched.oracle(order.shape[1])}
     pictures.curves(folder / "curves.png", {name: reordered(searched.right, o) for name, o in orders.items()})
     main = searched.measures.main

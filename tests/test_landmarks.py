@@ -1,0 +1,100 @@
+"""Published ground truth, someone's descriptor files and the published checkpoint, in one command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import locore
+from experiments.run import main
+from locore.datasets import benchmarks
+from locore.descriptors import ames
+from locore.descriptors.ames import Locals, Stored
+from locore.evaluation import Revisited, Search
+from locore.evaluation.metrics import relevance
+from locore.reranking import Ensemble, Windows
+
+GOLDEN = Path(__file__).parent / "golden"
+TRUTH = GOLDEN / "revisitop"
+FILES = ("query_global", "query_local", "gallery_global", "gallery_local")
+LOCALS, WIDTH, GLOBAL = 4, 24, 40  # as the golden checkpoint has them
+PUBLISHED = {"heads": 4, "window": 16, "score": "last"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("roxford5k"), np.random.default_rng(0)
+    benchmark = benchmarks.create("roxford5k", root=str(TRUTH))
+    for name, images in (("query", benchmark.queries), ("gallery", benchmark.gallery)):
+        rows = random.normal(size=(len(images), GLOBAL)).astype(np.float32)
+        ames.write_globals(folder / f"{name}_global", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        features = random.normal(size=(len(images), LOCALS + 2, 5 + WIDTH)).astype(np.float16)
+        features[..., 2:4] = random.integers(0, 2, (len(images), LOCALS + 2, 2))
+        ames.write_locals(folder / f"{name}_local", features)
+    shutil.copy(GOLDEN / "locore_landmark.weights.safetensors", folder / "model.safetensors")
+    return folder
+
+
+def run(folder, out, *lines):
+    settings = [
+        "Data.benchmark = 'roxford5k'",
+        f"roxford5k.root = '{TRUTH}'",
+        *(f"Files.{name} = '{folder / name}'" for name in FILES),
+        f"Files.count = {LOCALS}",
+        "Experiment.files = @Files()",
+        f"Experiment.reranker = '{folder}'",
+        f"Experiment.published = {PUBLISHED}",
+        "Experiment.candidates = 30",
+        "Experiment.window = 20",
+        "Experiment.alpha = 0.5",
+        "Experiment.temperature = 0.1",
+        *lines,
+    ]
+    arguments = [part for line in settings for part in ("--set", line)]
+    return main(["--gin", "gin/longformer.gin", "--out", str(out), *arguments])
+
+
+def test_every_protocol_is_what_the_library_gives(folder, tmp_path):
+    assert run(folder, tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    benchmark = benchmarks.create("roxford5k", root=str(TRUTH))
+    queries, gallery = (
+        Stored(
+            ames.read_globals(folder / f"{name}_global", len(images)),
+            Locals(folder / f"{name}_local", len(images), LOCALS),
+        )
+        for name, images in (("query", benchmark.queries), ("gallery", benchmark.gallery))
+    )
+    whole = np.argsort(-(queries.globals_ @ gallery.globals_.T), axis=1, kind="stable")
+    model = Windows(locore.load(folder, **PUBLISHED), 20, 10, ensemble=Ensemble(0.5, 0.1))
+    assert list(metrics["protocols"]) == ["medium", "hard", "hard*", "easy"]
+    for name, answers in benchmark.protocols.items():
+        measured = metrics["protocols"][name]
+        asked = [row for row, right in enumerate(answers.positive) if len(right)]
+        right, junk = (relevance(whole[asked], [x[row] for row in asked]) for x in (answers.positive, answers.junk))
+        alone = Revisited()(right, junk, np.array([len(answers.positive[row]) for row in asked]))
+        assert measured["global"]["mAP"] == pytest.approx(100 * alone["mAP"].mean(), abs=1e-3)
+        search = Search.of(queries, gallery, answers, benchmark.queries.labels, None, 30, Revisited())
+        order = search.rerank(model, 30, 7, torch.device("cpu")).order
+        assert measured["ensemble"]["mAP"] == pytest.approx(100 * search.metrics(order)["mAP"].mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["Experiment.alpha = None", "Experiment.temperature = None"], "never on what is asked"),
+        (["Experiment.alpha = None"], "go together"),
+        (["Experiment.reranker = None"], "give Experiment.reranker"),
+        (["Experiment.reranker = 'no'"], "No model at 'no"),
+        (["Files.gallery_local = 'no'"], "No local descriptors at 'no'"),
+        (["Files.count = 9"], "has 6 descriptors an image where 9"),
+        (["Experiment.files = None"], "unpack the images there"),
+        (["Experiment.files = None", "Experiment.reranker = None"], "has no training images"),
+    ],
+)
+def test_what_cannot_be_done_is_said(folder, tmp_path, capsys, lines, words):
+    assert run(folder, tmp_path / "run", *lines) == 2
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
