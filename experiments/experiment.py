@@ -29,7 +29,7 @@ from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
-from locore.evaluation import NothingToAsk, Reranked, Search, summary
+from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
 from locore.language_model import start_from
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
 from locore.reranking.listwise import WEIGHTS
@@ -185,16 +185,15 @@ class Experiment:
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
-            tables, rankings = {}, {}
-            for protocol, searched in searches.items():
-                reranked = rankings[protocol] = self.rerank(searched, self._windows(model), self.candidates)
-                orders = {"reranked": reranked.order}
-                if ensemble and self.window:
-                    windows = self._windows(model, ensemble)
-                    orders["ensemble"] = self.rerank(searched, windows, self.candidates).order
-                elif ensemble:
-                    orders["ensemble"] = reranked.ensemble(ensemble)
-                tables[protocol] = summary(searched, orders, self.candidates)
+            rankings = self._rerank_protocols(searches, self._windows(model))
+            orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
+            if ensemble and self.window:
+                for protocol, reranked in self._rerank_protocols(searches, self._windows(model, ensemble)).items():
+                    orders[protocol]["ensemble"] = reranked.order
+            elif ensemble:
+                for protocol, reranked in rankings.items():
+                    orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
+            tables = {p: summary(searched, orders[p], self.candidates) for p, searched in searches.items()}
             first = next(iter(searches))
             outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {
@@ -239,6 +238,9 @@ class Experiment:
         """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
         at_once = max(1, VALUES // (self.layout.tokens * self.sizes[1]))
         return searched.rerank(reranker, candidates, at_once, self.device)
+
+    def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
+        return rerank_protocols(searches, self.candidates, lambda s: self.rerank(s, reranker, self.candidates))
 
     @cached_property
     def device(self) -> torch.device:

@@ -13,9 +13,9 @@ from experiments.run import main
 from locore.datasets import benchmarks
 from locore.descriptors import ames
 from locore.descriptors.ames import Locals, Stored
-from locore.evaluation import Revisited, Search
+from locore.evaluation import Revisited, Search, rerank_protocols
 from locore.evaluation.metrics import relevance
-from locore.reranking import Ensemble, Windows
+from locore.reranking import Ensemble, Ranking, Shortlist, Windows
 
 GOLDEN = Path(__file__).parent / "golden"
 TRUTH = GOLDEN / "revisitop"
@@ -80,6 +80,42 @@ def test_every_protocol_is_what_the_library_gives(folder, tmp_path):
         search = Search.of(queries, gallery, answers, benchmark.queries.labels, None, 30, Revisited())
         order = search.rerank(model, 30, 7, torch.device("cpu")).order
         assert measured["ensemble"]["mAP"] == pytest.approx(100 * search.metrics(order)["mAP"].mean(), abs=1e-3)
+
+
+def test_lists_that_protocols_share_are_re_ranked_once(folder):
+    benchmark = benchmarks.create("roxford5k", root=str(TRUTH))
+    torch.manual_seed(0)
+    sets = benchmark.queries, benchmark.gallery
+    queries, gallery = (Shortlist.random(1, len(images), 2, 8, 8).candidates[0] for images in sets)
+    searches = {
+        name: Search.of(queries, gallery, answers, benchmark.queries.labels, None, 300, Revisited())
+        for name, answers in benchmark.protocols.items()
+    }
+    lists = []
+
+    def rerank(search):
+        lists.append(len(search.rows))
+        return search.rerank(Reversing(), 300, 16, torch.device("cpu"))
+
+    together = rerank_protocols(searches, 300, rerank)
+    own = {
+        (row, tuple(n))
+        for s in searches.values()
+        for row, n in zip(s.rows, s.neighbours.first(300).indices, strict=True)
+    }
+    assert lists == [len(own)] and 70 < len(own) < sum(len(s.rows) for s in searches.values())
+    for name, search in searches.items():
+        alone = search.rerank(Reversing(), 300, 16, torch.device("cpu"))
+        assert torch.equal(together[name].order, alone.order)
+        torch.testing.assert_close(together[name].scores, alone.scores)
+        torch.testing.assert_close(together[name].similarities, alone.similarities)
+
+
+class Reversing:
+    """Scores by what is in the lists, so that a list that is mixed up with another shows."""
+
+    def rerank(self, shortlist):
+        return Ranking.by(-shortlist.similarities + shortlist.candidates.local.sum((-1, -2)))
 
 
 @pytest.mark.parametrize(

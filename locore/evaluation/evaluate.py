@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,11 @@ class Reranked:
         """(Q, K) order by global and local score together."""
         return ensemble(self.similarities, self.comparable_scores).argsort(dim=1, descending=True, stable=True)
 
+    def lists(self, rows: Tensor) -> Reranked:
+        """Some of the lists."""
+        scores = None if self.scores is None else self.scores[rows]
+        return replace(self, order=self.order[rows], scores=scores, similarities=self.similarities[rows])
+
     @property
     def comparable_scores(self) -> Tensor:
         """(Q, K) scores.
@@ -158,6 +164,31 @@ class Reranked:
         if self.scores is None:
             raise ValueError("This re-ranker gives an order without scores, so it cannot enter an ensemble.")
         return self.scores
+
+
+def rerank_protocols(
+    searches: Mapping[str, Search], candidates: int, rerank: Callable[[Search], Reranked]
+) -> dict[str, Reranked]:
+    """What `rerank` makes of the searches of several protocols; a list that some of them share is re-ranked once."""
+    heads = [searched.neighbours.first(candidates) for searched in searches.values()]
+    rows = np.concatenate([searched.rows for searched in searches.values()])
+    indices, similarities, behind = (
+        np.concatenate([getattr(head, name) for head in heads]) for name in ("indices", "similarities", "behind")
+    )
+    keys = np.column_stack([rows, indices, behind])
+    _, first, places = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # as they came: by query
+    lists, places = first[order], np.argsort(order)[places.ravel()]
+    once = replace(
+        next(iter(searches.values())),
+        rows=rows[lists],
+        neighbours=Neighbours(indices[lists], similarities[lists], behind[lists]),
+    )
+    reranked, ends = rerank(once), np.cumsum([len(searched.rows) for searched in searches.values()])
+    return {
+        protocol: reranked.lists(torch.from_numpy(part))
+        for protocol, part in zip(searches, np.split(places, ends[:-1]), strict=True)
+    }
 
 
 def summary(searched: Search, orders: dict[str, Tensor], candidates: int) -> dict:

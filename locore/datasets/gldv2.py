@@ -1,0 +1,93 @@
+"""Google Landmarks v2 (Weyand et al. 2020): queries of the retrieval challenge against its index, by mAP@100."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from backbones.registry import suggest
+from locore.datasets.benchmark import Benchmark, Relevance, benchmarks
+from locore.datasets.images import FileImages
+from locore.datasets.published import missing
+from locore.descriptors.ames import read_list
+from locore.evaluation.measures import MapAt100
+
+log = logging.getLogger(__name__)
+
+SOURCE = "https://github.com/cvdfoundation/google-landmark"
+SOLUTION, INDEX = "retrieval_solution_v2.1.csv", "index.csv"
+PARTS = {"public": 379, "private": 750}  # the first is for validation, the second for the test
+IMAGES = 761_757
+
+
+@benchmarks.register("gldv2")
+def gldv2(root: str, part: str = "public", train_list: str | None = None, left_out: tuple[int, ...] = ()) -> Benchmark:
+    """Queries of one part against the index.
+
+    Args:
+        root: the folder with `retrieval_solution_v2.1.csv` and `index.csv`, and, if descriptors are to be extracted,
+            `index`, `test` and `train`, each image in three folders named by the first letters of its id.
+        part: "public" (validation) or "private" (test).
+        train_list: images that train, `path,landmark_id,w,h` a line with paths below root.
+        left_out: landmarks that are not trained on; some of the clean list are in Oxford and Paris.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    if part not in PARTS:
+        raise ValueError(f"Unknown gldv2.part '{part}'{suggest(part, PARTS)}")
+    folder = Path(root).expanduser()
+    index = [row["id"] for row in _table(folder, INDEX, {"id"})]
+    places = {name: place for place, name in enumerate(index)}
+    asked = [row for row in _table(folder, SOLUTION, {"id", "images", "Usage"}) if row["Usage"].lower() == part]
+    try:
+        positive = [np.array([places[image] for image in row["images"].split()], dtype=np.int64) for row in asked]
+    except KeyError as error:
+        raise ValueError(
+            f"'{folder / SOLUTION}' names {error}, which is not in {INDEX}; they are of two versions."
+        ) from None
+    for what, found, published in (("queries", len(asked), PARTS[part]), ("images in the index", len(index), IMAGES)):
+        if found != published:
+            log.warning("gldv2: %d %s where %d were published; results will not compare.", found, what, published)
+    nothing = [np.empty(0, dtype=np.int64)] * len(asked)
+    return Benchmark(
+        name=f"gldv2-{part}",
+        train=_training(folder, Path(train_list).expanduser(), left_out) if train_list else None,
+        # Queries of one landmark are not named as such, so each is drawn by itself.
+        queries=FileImages(folder, [_path("test", row["id"]) for row in asked], np.arange(len(asked))),
+        gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), -1)),
+        protocols={"all": Relevance(positive, nothing, nothing)},
+        measures=MapAt100(),
+    )
+
+
+def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> FileImages:
+    names, landmarks, _ = read_list(path)
+    kept = np.flatnonzero(~np.isin(landmarks, left_out))
+    unknown = set(left_out) - set(landmarks.tolist())
+    if unknown:
+        log.warning("gldv2.left_out: no image of %s is in '%s'.", ", ".join(map(str, sorted(unknown))), path)
+    log.info("gldv2: the clean list has landmarks of Oxford and Paris; leave them out to measure on these.")
+    return FileImages(root, [names[i] for i in kept], landmarks[kept])
+
+
+def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:
+    """The rows of one of the data set's lists."""
+    path = root / name
+    try:
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            if not columns <= set(reader.fieldnames or ()):
+                raise ValueError(f"'{path}' has no columns {', '.join(sorted(columns))}; get it again, from {SOURCE}.")
+            return list(reader)
+    except FileNotFoundError:
+        raise missing("gldv2", path, root, SOURCE) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is damaged ({error}); get it again, from {SOURCE}.") from error
+
+
+def _path(part: str, name: str) -> str:
+    return f"{part}/{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
