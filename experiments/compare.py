@@ -94,16 +94,25 @@ def _compare(options: argparse.Namespace) -> int:
             files.write_json(result, metrics)
         finished[name].append(metrics)
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    rows = comparison.rows(finished, failed)
-    text = comparison.markdown(rows, finished, command_line)
+    protocols = comparison.protocols(finished)
+    tables = {protocol: comparison.rows(finished, failed, protocol) for protocol in protocols}
+    if not finished:
+        tables = {"": comparison.rows({}, failed, "")}
+    per_query = {
+        name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
+    }
+    text = []
+    for protocol, rows in tables.items():
+        heading = f"**{protocol}**\n\n" if len(tables) > 1 else ""
+        text.append(heading + comparison.markdown(rows))
+        if finished:
+            shown = comparison.columns(finished, protocol)
+            text.append(comparison.differences(per_query, shown, protocol))
     if finished:
-        per_query = {
-            name: [_queries(results / f"{name}-seed{r['seed']}.csv") for r in finished[name]] for name in finished
-        }
-        text += comparison.differences(per_query, comparison.columns(finished))
+        text.append(comparison.made(finished, command_line))
         comparison.picture(results / "table.png", finished)
-    files.write_text(results / "table.md", text)
-    files.write_text(results / "table.csv", comparison.csv_text(rows))
+    files.write_text(results / "table.md", "\n".join(part for part in text if part))
+    files.write_text(results / "table.csv", comparison.csv_text(tables))
     print((results / "table.md").read_text())
     return 1 if failed else 0
 

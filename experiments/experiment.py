@@ -210,7 +210,7 @@ class Experiment:
             "latency_ms": round(rankings[first].milliseconds_a_list, 2),
             **provenance(seed, config),
         }
-        queries_ = outcome.each_query(searches[first], rankings[first].order, benchmark)
+        queries_ = outcome.each_query(searches, rankings, benchmark)
         files.write_text(folder / "queries.csv", queries_)
         files.write_json(folder / "metrics.json", metrics)
         return metrics

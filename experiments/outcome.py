@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from locore.datasets import Benchmark
-from locore.evaluation import Search, reordered
+from locore.evaluation import Reranked, Search, reordered
 from locore.report import pictures
 
 PICTURED = 8  # queries in lists.png
@@ -27,19 +27,22 @@ def draw(folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, im
     pictures.gains(folder / "gains.png", before, after, main)
 
 
-def each_query(searched: Search, order: Tensor, benchmark: Benchmark) -> str:
-    """Every metric of every query before and after re-ranking, as comma-separated values."""
-    columns: dict[str, Sequence] = {
-        "query": [benchmark.queries.names[row] for row in searched.rows],
-        "class": searched.groups.tolist(),
-    }
-    for method, places in (("global", None), ("reranked", order)):
-        for name, values in searched.metrics(places).items():
-            columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
+def each_query(searches: dict[str, Search], rankings: dict[str, Reranked], benchmark: Benchmark) -> str:
+    """Every metric of every query of every protocol before and after re-ranking, as comma-separated values."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    for number, (protocol, searched) in enumerate(searches.items()):
+        columns: dict[str, Sequence] = {
+            "protocol": [protocol] * len(searched.rows),
+            "query": [benchmark.queries.names[row] for row in searched.rows],
+            "class": searched.groups.tolist(),
+        }
+        for method, places in (("global", None), ("reranked", rankings[protocol].order)):
+            for name, values in searched.metrics(places).items():
+                columns[f"{method} {name}"] = [f"{value:.5g}" for value in values]
+        if number == 0:
+            writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
     return text.getvalue()
 
 

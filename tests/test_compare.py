@@ -40,7 +40,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     metrics = json.loads((tmp_path / "results" / "good-seed0.json").read_text())
     assert "| bad, seed 0 |" in table and "error: it broke" in table
     assert f"{metrics['reranked']['mAP@R']:.1f}" in table and "| oracle |" in table
-    assert (tmp_path / "results" / "table.csv").read_text().startswith(",parameters,R@1")
+    assert (tmp_path / "results" / "table.csv").read_text().startswith("protocol,,parameters,R@1")
     assert (tmp_path / "results" / "table.png").stat().st_size > 1000
     compare.main(arguments)
     assert len(commands) == 3  # only the failed one again
@@ -63,14 +63,14 @@ def test_two_backbones_are_compared_on_the_same_queries():
     shown, groups = ["R@1"], ["a", "a", "b", "b", "c", "c"]
 
     def run(*values):
-        return [{"class": g, "reranked R@1": str(v)} for g, v in zip(groups, values, strict=True)]
+        return [{"protocol": "all", "class": g, "reranked R@1": str(v)} for g, v in zip(groups, values, strict=True)]
 
     per_query = {"one": [run(1, 1, 1, 1, 0, 0), run(1, 1, 1, 1, 1, 1)], "other": [run(0, 0, 1, 1, 0, 0)]}
-    text = comparison.differences(per_query, shown)
+    text = comparison.differences(per_query, shown, "all")
     difference = np.array([1, 1, 0, 0, 0.5, 0.5])
     low, high = interval(100 * difference, np.array(groups))
     assert f"| one - other | +50.0 [{low:+.1f}, {high:+.1f}] |" in text
-    assert comparison.differences({"one": per_query["one"]}, shown) == ""
+    assert comparison.differences({"one": per_query["one"]}, shown, "all") == ""
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):

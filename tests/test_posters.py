@@ -1,5 +1,6 @@
 """The landmark world: what two views have in common is what their pictures show, and the protocols follow from it."""
 
+import csv
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.run import main
 from locore.datasets import benchmarks, posters
 from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Transitive
 from locore.datasets.walls import HEIGHT, WIDTH
+from locore.report import comparison
 
 WORLD = {"walls": 8, "views": 12, "queries": 8, "distractors": 10}
 
@@ -123,6 +125,14 @@ def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
         assert set(measured["difference"]) == {"reranked", "ensemble"}
     printed = capsys.readouterr().out
     assert "transitive" in printed and "mP@10" in printed
+    with open(tmp_path / "run" / "queries.csv", newline="") as file:
+        queries = list(csv.DictReader(file))
+    for protocol, measured in metrics["protocols"].items():
+        values = [float(row["reranked mAP"]) for row in queries if row["protocol"] == protocol]
+        assert 100 * np.mean(values) == pytest.approx(measured["reranked"]["mAP"], abs=1e-2)
+        assert comparison.rows({"one": [metrics]}, {}, protocol)[1]["mAP"].startswith(f"{100 * np.mean(values):.1f} (")
+    comparison.picture(tmp_path / "table.png", {"one": [metrics]})
+    assert Image.open(tmp_path / "table.png").width > 1000
 
 
 def test_too_small_a_world_is_said():

@@ -14,32 +14,39 @@ from locore.evaluation import interval
 from locore.report.pictures import plt, save
 
 
-def columns(finished: dict[str, list[dict]]) -> list[str]:
-    """The metrics that are shown, the one that decides last."""
+def protocols(finished: dict[str, list[dict]]) -> list[str]:
+    """The protocols that were measured, the first one first."""
     runs = next(iter(finished.values()), [])
-    return runs[0]["shown"] if runs else ["R@1"]
+    return list(runs[0]["protocols"]) if runs else []
 
 
-def rows(finished: dict[str, list[dict]], failed: dict[str, str]) -> list[dict[str, str]]:
-    """The table's rows as text: global, each backbone, the oracle; failed runs last."""
+def columns(finished: dict[str, list[dict]], protocol: str) -> list[str]:
+    """The metrics that are shown, the one that decides last."""
+    return next(iter(finished.values()))[0]["protocols"][protocol]["shown"]
+
+
+def rows(finished: dict[str, list[dict]], failed: dict[str, str], protocol: str) -> list[dict[str, str]]:
+    """The table of a protocol as text: global, each backbone, the oracle; failed runs last."""
 
     def spread(values: list[float], digits: int = 1) -> str:
         deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{mean(values):.{digits}f}{deviation}"
 
     table: list[dict[str, str]] = []
-    metrics_shown = columns(finished)
-    every = [metrics for runs in finished.values() for metrics in runs]
+    metrics_shown = columns(finished, protocol) if finished else ["result"]
+    measured = {name: [run["protocols"][protocol] for run in runs] for name, runs in finished.items()}
+    every = [each for found in measured.values() for each in found]
     if every:
         table.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in metrics_shown}})
     for name, runs in finished.items():
+        found = measured[name]
         row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M"}
         for n in metrics_shown:
-            gain = mean(r["reranked"][n] - r["global"][n] for r in runs)
-            row[n] = f"{spread([r['reranked'][n] for r in runs])} ({gain:+.1f})"
+            gain = mean(r["reranked"][n] - r["global"][n] for r in found)
+            row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
         main = metrics_shown[-1]
-        if "ensemble" in runs[0]:
-            row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in runs])
+        if "ensemble" in found[0]:
+            row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in found])
         row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
         row["ms a list"] = spread([r["latency_ms"] for r in runs])
         row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
@@ -56,39 +63,44 @@ def _header(table: list[dict[str, str]]) -> list[str]:
     return list(longest)
 
 
-def markdown(table: list[dict[str, str]], finished: dict[str, list[dict]], command: str) -> str:
-    """The table, and how it was made."""
+def markdown(table: list[dict[str, str]]) -> str:
+    """The table in Markdown."""
     header = _header(table)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row.get(column, "") for column in header) + " |" for row in table]
-    if finished:
-        one = next(iter(finished.values()))[0]
-        lines += [
-            "",
-            f"Re-ranked: the first {one['candidates']} of each of {one['queries']} queries of `{one['benchmark']}`; "
-            "mean ± deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same "
-            "shortlist. Training with its validations; re-ranking in batches; memory of the whole process.",
-            "",
-            f"Command: `{command}`. Machine: {one['machine']}. "
-            f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.",
-        ]
     return "\n".join(lines) + "\n"
 
 
-def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str]) -> str:
+def made(finished: dict[str, list[dict]], command: str) -> str:
+    """What was measured, and how the tables were made."""
+    one = next(iter(finished.values()))[0]
+    asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
+    return (
+        f"Re-ranked: the first {one['candidates']} of the queries of `{one['benchmark']}`: {asked}; mean ± deviation "
+        "over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist. Training "
+        "with its validations; re-ranking in batches; memory of the whole process.\n\n"
+        f"Command: `{command}`. Machine: {one['machine']}. "
+        f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"
+    )
+
+
+def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str], protocol: str) -> str:
     """Each backbone against each other on the same queries, the mean over its seeds, with 95 % intervals by class.
 
     Args:
-        per_query: for each backbone and seed the rows of `queries.csv`.
+        per_query: for each backbone and seed the rows of `queries.csv`, of which those of the protocol are used.
     """
     if len(per_query) < 2:
         return ""
+    per_query = {
+        name: [[row for row in run if row["protocol"] == protocol] for run in runs] for name, runs in per_query.items()
+    }
     values = {
         name: {m: np.mean([[float(row[f"reranked {m}"]) for row in run] for run in runs], axis=0) for m in shown}
         for name, runs in per_query.items()
     }
     groups = np.array([row["class"] for row in next(iter(per_query.values()))[0]])
-    lines = ["", "Differences, first less second, with 95 % intervals (bootstrap over classes):", ""]
+    lines = ["Differences, first less second, with 95 % intervals (bootstrap over classes):", ""]
     lines += ["| | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
     for one, other in combinations(values, 2):
         cells = []
@@ -100,23 +112,32 @@ def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[st
     return "\n".join(lines) + "\n"
 
 
-def csv_text(table: list[dict[str, str]]) -> str:
-    """The table as comma-separated values."""
+def csv_text(tables: dict[str, list[dict[str, str]]]) -> str:
+    """The tables of all protocols as comma-separated values."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _header(table), restval="")
+    together = [{"protocol": protocol, **row} for protocol, table in tables.items() for row in table]
+    writer = csv.DictWriter(text, _header(together), restval="")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows(together)
     return text.getvalue()
 
 
 def picture(path: Path, finished: dict[str, list[dict]]) -> None:
-    """A panel a metric: a bar from global to the mean, every seed a dot, global and oracle as lines."""
-    shown = columns(finished)
+    """A panel a metric, or where there are several protocols a panel for what decides in each: a bar from global to the
+    mean, every seed a dot, global and oracle as lines."""
+    known = protocols(finished)
+    first = known[0]
+    shown = (
+        [(first, metric) for metric in columns(finished, first)]
+        if len(known) == 1
+        else [(protocol, columns(finished, protocol)[-1]) for protocol in known]
+    )
     figure, axes = plt.subplots(1, len(shown), figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained")
     names = list(finished)
-    one = finished[names[0]][0]
-    for axis, metric in zip(axes, shown, strict=True):
-        values = [[r["reranked"][metric] for r in finished[name]] for name in names]
+    for axis, (protocol, metric) in zip(axes, shown, strict=True):
+        one = finished[names[0]][0]["protocols"][protocol]
+        title = f"{metric}, %" if len(known) == 1 else f"{protocol}: {metric}, %"
+        values = [[r["protocols"][protocol]["reranked"][metric] for r in finished[name]] for name in names]
         start = one["global"][metric]
         axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
         for place, dots in enumerate(values):
@@ -125,7 +146,7 @@ def picture(path: Path, finished: dict[str, list[dict]]) -> None:
             axis.axvline(one[reference][metric], linestyle=style, color="0.3", label=reference)
         everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
         margin = 0.1 * (max(everything) - min(everything)) + 0.1
-        axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=f"{metric}, %")
+        axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=title)
         axis.invert_yaxis()
         if axis is not axes[0]:
             axis.set_yticklabels([])
