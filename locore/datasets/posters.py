@@ -21,7 +21,7 @@ from locore.evaluation.measures import Revisited
 
 PIXELS = 128  # side of a view
 CELL = 8  # pixels of a wall: overlaps are counted in cells
-RENDERER = 1  # to be raised when a pixel changes
+RENDERER = 2  # to be raised when a pixel changes
 EASY, HARD, LINK = 0.5, 0.1, 0.3  # shares of the smaller view that two views have in common
 HIDDEN = 0.4  # a view of which less can be seen is junk
 CLUTTER = 10**6  # numbers of walls from there on show up as clutter only, so that it gives no wall away
@@ -116,9 +116,9 @@ class Camera:
             piece = _clutter(self.seed, int(random.integers(64))).resize((right - left, bottom - top))
             image.paste(piece, (left, top))
             ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline="black")
-        image = ImageEnhance.Brightness(image).enhance(random.uniform(0.65, 1.25))
-        image = ImageEnhance.Contrast(image).enhance(random.uniform(0.7, 1.2))
-        image = ImageEnhance.Color(image).enhance(random.uniform(0.5, 1.2))
+        image = ImageEnhance.Brightness(image).enhance(random.uniform(0.75, 1.15))
+        image = ImageEnhance.Contrast(image).enhance(random.uniform(0.8, 1.15))
+        image = ImageEnhance.Color(image).enhance(random.uniform(0.8, 1.15))
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.9)))
 
 
@@ -160,7 +160,7 @@ class Transitive:
 
 
 @benchmarks.register("posters")
-def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 600) -> Benchmark:
+def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 400) -> Benchmark:
     """Walls seen in parts: a half of them trains, views of the other half are searched, and so are distractors.
 
     Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or

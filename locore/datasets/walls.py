@@ -13,8 +13,12 @@ WIDTH, HEIGHT = 1536, 384  # pixels
 PALETTES = (
     ("#f4f1de", "#e07a5f", "#3d405b", "#81b29a", "#f2cc8f", "#5f0f40"),
     ("#edf2f4", "#8d99ae", "#2b2d42", "#ef233c", "#d90429", "#ffd166"),
-    ("#fefae0", "#606c38", "#283618", "#dda15e", "#bc6c25", "#457b9d"),
+    ("#fefae0", "#606c38", "#283618", "#dda15e", "#bc6c25", "#a3b18a"),
     ("#e0fbfc", "#98c1d9", "#3d5a80", "#ee6c4d", "#293241", "#9d4edd"),
+    ("#ffffff", "#e5e5e5", "#9a9a9a", "#5c5c5c", "#2a2a2a", "#000000"),
+    ("#fff0f3", "#ffb3c1", "#ff4d6d", "#c9184a", "#590d22", "#ffccd5"),
+    ("#e3f2fd", "#90caf9", "#2196f3", "#1565c0", "#0d47a1", "#00bcd4"),
+    ("#fffde7", "#fff176", "#fbc02d", "#f57f17", "#8d6e63", "#3e2723"),
 )
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghkmnqrty0123456789ΓΔΘΛΞΠΣΦΨΩβδλμπφψЖИЮЯ&@#%?!"
 
