@@ -38,11 +38,8 @@ from locore.training_lists import Sampling
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
-VALIDATION_QUERIES = 500
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PICTURED = 8  # queries in lists.png
 
 
 @gin.configurable
@@ -140,7 +137,7 @@ class Experiment:
         torch.manual_seed(seed)
         model = ListwiseReranker(**self.model_settings)
         if self.language_model:
-            start_from(model, self.language_model)
+            start_from(model, Path(self.language_model).expanduser())
         return model
 
     @cached_property
@@ -154,7 +151,11 @@ class Experiment:
         folder = Path(self.embedder) if self.embedder else None
         files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
         if self.reranker:
-            files_.append(Path(self.reranker).expanduser() / WEIGHTS)
+            path = Path(self.reranker).expanduser()
+            files_.append(path / WEIGHTS if path.is_dir() else path)
+        if self.language_model:
+            path = Path(self.language_model).expanduser()
+            files_ += [path / name for name in ("config.json", WEIGHTS, "pytorch_model.bin")]
         used = [f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files_ if f.is_file()]
         return "".join(used) + (self.files.said if self.files else "")
 

@@ -6,7 +6,7 @@ import io
 import pickle
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
         for name in NAMES
         for module, function in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
     },
+    **{(name, "bytes"): lambda: b"" for name in ("builtins", "__builtin__")},  # how an empty one is written
     ("_codecs", "encode"): lambda text, encoding: _latin1(text, encoding),
 }
 TENSOR_BYTES = ("torch.storage", "_load_from_bytes")  # how a tensor lies in a plain pickle: as a file of torch.save
@@ -35,8 +36,20 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-class _Restricted(pickle.Unpickler):
+class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python, so that BUILD can be looked at
     """Finds what `ALLOWED` names and how tensors are rebuilt, and nothing else."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def load_build(self) -> None:
+        """State goes to arrays and to plain types alone: a type made up of parts may point numpy anywhere."""
+        state, made = self.stack[-1], self.stack[-2]  # type: ignore[attr-defined]
+        plain = isinstance(made, np.dtype) and made.kind not in "OV" and tuple(state[2:5]) == (None, None, None)
+        if not (plain or isinstance(made, np.ndarray)):
+            raise pickle.UnpicklingError(f"it sets the state of a {type(made).__name__}")
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in ALLOWED:

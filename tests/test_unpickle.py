@@ -27,6 +27,7 @@ PLAIN = [
     np.arange(6, dtype=np.int64).reshape(2, 3),
     [np.float32(1.5), np.int64(3), np.array(["x", "yz"])],
     torch.arange(12, dtype=torch.float32).view(2, 3, 2),
+    {"none": np.empty(0, dtype=np.int64)},
     {"half": torch.ones(3).half(), "long": torch.arange(4)[1:]},
 ]
 
@@ -94,6 +95,23 @@ def test_functions_are_refused_by_name(tmp_path, name):
     path.write_bytes(f"c{module}\n{function}\n{argument}R.".encode())
     with pytest.raises(ValueError, match="is no pickle of plain values"):
         unpickle(path)
+
+
+def test_a_type_made_of_parts_and_state_of_functions_are_refused(tmp_path):
+    """A field of objects in a type that says it has none would make numpy follow whatever the bytes say."""
+
+    class Type:
+        def __reduce__(self):
+            fields = {"a": (np.dtype("O"), 0)}
+            return np.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 0)
+
+    path = tmp_path / "values.pkl"
+    function = b"cnumpy._core.numeric\n_frombuffer\nN}(X\x0c\x00\x00\x00__defaults__K\x01\x85u\x86b."
+    for content in (pickle.dumps(Type()), function):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="it sets the state of a"):
+            unpickle(path)
+    assert np._core.numeric._frombuffer.__defaults__ != (1,)
 
 
 def test_damage_is_said(tmp_path):

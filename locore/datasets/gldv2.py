@@ -70,7 +70,8 @@ def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> FileImages:
     unknown = set(left_out) - set(landmarks.tolist())
     if unknown:
         log.warning("gldv2.left_out: no image of %s is in '%s'.", ", ".join(map(str, sorted(unknown))), path)
-    log.info("gldv2: the clean list has landmarks of Oxford and Paris; leave them out to measure on these.")
+    if not left_out:
+        log.info("gldv2: the clean list has landmarks of Oxford and Paris; leave them out to measure on these.")
     return FileImages(root, [names[i] for i in kept], landmarks[kept])
 
 
@@ -82,7 +83,12 @@ def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             if not columns <= set(reader.fieldnames or ()):
                 raise ValueError(f"'{path}' has no columns {', '.join(sorted(columns))}; get it again, from {SOURCE}.")
-            return list(reader)
+            rows = list(reader)
+            if any(row[column] is None for row in rows for column in columns) or any(
+                len(row["id"]) < 3 for row in rows
+            ):
+                raise ValueError(f"'{path}' was not copied whole; get it again, from {SOURCE}.")
+            return rows
     except FileNotFoundError:
         raise missing("gldv2", path, root, SOURCE) from None
     except (csv.Error, UnicodeDecodeError) as error:

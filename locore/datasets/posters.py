@@ -21,7 +21,7 @@ from locore.evaluation.measures import Revisited
 
 PIXELS = 128  # side of a view
 CELL = 8  # pixels of a wall: overlaps are counted in cells
-RENDERER = 2  # to be raised when a pixel changes
+RENDERER = 3  # to be raised when a pixel changes
 EASY, HARD, LINK = 0.5, 0.1, 0.3  # shares of the smaller view that two views have in common
 HIDDEN = 0.4  # a view of which less can be seen is junk
 CLUTTER = 10**6  # numbers of walls from there on show up as clutter only, so that it gives no wall away
@@ -136,7 +136,7 @@ class Transitive:
 
     Args:
         common: (Q, N) share of the smaller view that a query and a gallery view have in common.
-        links: (N, N) bool, gallery views that are linked. walls: (Q,) and (N,) of queries and gallery.
+        links: (N, N) bool, gallery views that are linked. queries, gallery: (Q,) and (N,) walls.
     """
 
     def __init__(self, common: np.ndarray, links: np.ndarray, queries: np.ndarray, gallery: np.ndarray):

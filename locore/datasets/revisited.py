@@ -63,7 +63,7 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         for rows in graded.values():
             if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
                 raise ValueError("an answer is no image of the list")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
     landmarks = [re.sub(r"_\d+$", "", image) for image in asked]
     gallery: ImageSet = FileImages(root / "jpg", _files(listed), np.full(len(listed), NOBODY))

@@ -99,7 +99,7 @@ def _shape(draw: ImageDraw.ImageDraw, box, colour: str, random: np.random.Genera
 def _fonts() -> list[Path]:
     """Fonts of matplotlib that have all letters."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return sorted(folder.glob("DejaVu*.ttf"))
+    return sorted(p for p in folder.glob("DejaVu*.ttf") if "Display" not in p.name)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import torch
 from PIL import Image
@@ -11,6 +12,8 @@ from torchvision.transforms import v2
 
 from locore.datasets.benchmark import ImageSet
 from locore.descriptors.store import Descriptors
+
+DRAWING = threading.Lock()
 
 
 class View(ImageSet):
@@ -23,13 +26,13 @@ class View(ImageSet):
     def __init__(self, base: ImageSet, number: int):
         self.base, self.number = base, number
         self.names, self.labels = base.names, base.labels
-        self.fingerprint = hashlib.sha256(f"{base.fingerprint}, view {number}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"{base.fingerprint}, view {number}, drawn alone".encode()).hexdigest()
 
     def image(self, index: int) -> Image.Image:
         image = self.base.image(index)
-        # torchvision draws from the global generator, which is shared with whoever trains.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1_000_003 * self.number + index)
+        # torchvision draws from the global generator, which is shared with whoever trains, and with other threads.
+        with DRAWING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1_000_003 * self.number + index)
             return _changed(image)
 
 

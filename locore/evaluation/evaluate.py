@@ -147,7 +147,9 @@ class Reranked:
 
     def ensemble(self, ensemble: Ensemble) -> Tensor:
         """(Q, K) order by global and local score together."""
-        return ensemble(self.similarities, self.comparable_scores).argsort(dim=1, descending=True, stable=True)
+        scores = self.comparable_scores
+        combined = ensemble(self.similarities, scores).masked_fill(scores == -torch.inf, -torch.inf)
+        return combined.argsort(dim=1, descending=True, stable=True)
 
     def lists(self, rows: Tensor) -> Reranked:
         """Some of the lists."""

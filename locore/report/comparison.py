@@ -76,9 +76,9 @@ def made(finished: dict[str, list[dict]], command: str) -> str:
     one = next(iter(finished.values()))[0]
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
     return (
-        f"Re-ranked: the first {one['candidates']} of the queries of `{one['benchmark']}`: {asked}; mean ± deviation "
-        "over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist. Training "
-        "with its validations; re-ranking in batches; memory of the whole process.\n\n"
+        f"Re-ranked: the first {one['candidates']} candidates of each query of `{one['benchmark']}`, {asked}; mean ± "
+        "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist. "
+        "Training with its validations; re-ranking in batches; memory of the whole process.\n\n"
         f"Command: `{command}`. Machine: {one['machine']}. "
         f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"
     )
@@ -132,8 +132,10 @@ def picture(path: Path, finished: dict[str, list[dict]]) -> None:
         if len(known) == 1
         else [(protocol, columns(finished, protocol)[-1]) for protocol in known]
     )
-    figure, axes = plt.subplots(1, len(shown), figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained")
-    names = list(finished)
+    figure, axes = plt.subplots(
+        1, len(shown), squeeze=False, figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained"
+    )
+    axes, names = axes[0], list(finished)
     for axis, (protocol, metric) in zip(axes, shown, strict=True):
         one = finished[names[0]][0]["protocols"][protocol]
         title = f"{metric}, %" if len(known) == 1 else f"{protocol}: {metric}, %"

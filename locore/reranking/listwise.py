@@ -231,6 +231,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
 
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         fetched = {name: options.pop(name) for name in known if name in options}
+        for gone in ("proxies", "resume_download"):  # huggingface_hub before 1.0
+            options.pop(gone, None)
         folder = Path(model_id)
         path = folder / WEIGHTS if folder.is_dir() else hf_hub_download(model_id, WEIGHTS, **fetched)
         return checkpoints.load(path, **options)
