@@ -94,10 +94,7 @@ def _compare(options: argparse.Namespace) -> int:
             files.write_json(result, metrics)
         finished[name].append(metrics)
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    protocols = comparison.protocols(finished)
-    tables = {protocol: comparison.rows(finished, failed, protocol) for protocol in protocols}
-    if not finished:
-        tables = {"": comparison.rows({}, failed, "")}
+    tables = {p: comparison.rows(finished, failed, p) for p in comparison.protocols(finished)}
     per_query = {
         name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
     }

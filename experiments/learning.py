@@ -19,6 +19,7 @@ from locore.descriptors.views import AnyView, View
 from locore.evaluation import MetricLearning, Search
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
+from locore.reranking.listwise import WEIGHTS
 from locore.retrieval import search
 from locore.training_lists import Lists, fit_reranker
 
@@ -85,7 +86,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         )
     stage.seconds["training"] = round(state["seconds"], 1)
     pictures.training(folder / "training.png", state["history"])
-    checkpoints.save(model, folder / "model.safetensors")
+    checkpoints.save(model, folder / WEIGHTS)
     extractor = None
     if embedder:
         embedder.save(folder / WHOLE)

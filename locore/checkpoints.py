@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from locore import weights
-from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
+from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 
 # Published name (HuggingFace's Longformer below `language_model`) -> ours; the first match counts.
 PUBLISHED = [
@@ -74,7 +74,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
         ValueError: there is none, it is damaged, or it is neither ours nor the published one.
     """
     path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = path / WEIGHTS if path.is_dir() else path
     try:
         tensors, said = weights.read(path)
     except FileNotFoundError:

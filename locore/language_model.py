@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from backbones.longformer import Longformer
 from locore import checkpoints, weights
-from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
+from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 
 NOT_USED = r"embeddings\.(word_embeddings|position_ids|token_type_ids)|pooler\.|lm_head\.|cls\."
 SEP, PAD = 2, 1  # RoBERTa's rows of the word table, unless its config says others
@@ -75,8 +75,8 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and configuration of a model as the hub has it."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        if (folder / "model.safetensors").exists():
-            return weights.read(folder / "model.safetensors")[0], config
+        if (folder / WEIGHTS).exists():
+            return weights.read(folder / WEIGHTS)[0], config
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True), config
     except FileNotFoundError as error:
         raise ValueError(

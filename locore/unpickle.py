@@ -14,7 +14,15 @@ import torch
 NAMES = ("numpy._core", "numpy.core")  # numpy 2 renamed it; files of either name are about
 CORE = NAMES[np.__version__.startswith("1.")]
 
-# The functions that rebuild an array or a number, under every name that numpy has pickled them by. None runs code.
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 2 pickles carry bytes; any other codec is refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"the codec '{encoding}' is not allowed")
+    return text.encode("latin1")
+
+
+# What rebuilds an array, a number or a tensor, under every name that numpy has pickled it by. None runs code.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -24,20 +32,18 @@ ALLOWED: dict[tuple[str, str], Any] = {
         for module, function in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
     },
     **{(name, "bytes"): lambda: b"" for name in ("builtins", "__builtin__")},  # how an empty one is written
-    ("_codecs", "encode"): lambda text, encoding: _latin1(text, encoding),
+    ("_codecs", "encode"): _latin1,
+    # How a tensor lies in a plain pickle: as a file of torch.save, with a view of it and hooks, which are always empty.
+    ("torch.storage", "_load_from_bytes"): lambda data: torch.load(
+        io.BytesIO(data), weights_only=True, map_location="cpu"
+    ),
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("collections", "OrderedDict"): dict,
 }
-TENSOR_BYTES = ("torch.storage", "_load_from_bytes")  # how a tensor lies in a plain pickle: as a file of torch.save
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 2 pickles carry bytes; any other codec is refused."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the codec '{encoding}' is not allowed")
-    return text.encode("latin1")
 
 
 class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python, so that BUILD can be looked at
-    """Finds what `ALLOWED` names and how tensors are rebuilt, and nothing else."""
+    """Finds what `ALLOWED` names, and nothing else."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
@@ -52,15 +58,9 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
     dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
-        if (module, name) == TENSOR_BYTES:
-            return lambda data: torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return torch._utils._rebuild_tensor_v2
-        if (module, name) == ("collections", "OrderedDict"):  # a tensor's hooks, always empty
-            return dict
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return ALLOWED[module, name]
 
 
 def unpickle(path: Path) -> Any:

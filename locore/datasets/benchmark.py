@@ -13,6 +13,7 @@ from PIL import Image
 from backbones.registry import Registry
 from locore.evaluation.measures import Measures, MetricLearning
 
+NOBODY = -1  # class of an image of which no class is known
 benchmarks = Registry("benchmark", "locore.datasets", "locore.benchmarks")
 
 
@@ -101,7 +102,12 @@ class Relevance:
         positive = [np.sort(order[a:b]) for a, b in zip(low, high, strict=True)]
         if self_index is not None:
             positive = [p[p != own] for p, own in zip(positive, self_index, strict=True)]
-        nothing = [np.empty(0, dtype=np.int64)] * len(queries)
+        return cls.without_junk(positive)
+
+    @classmethod
+    def without_junk(cls, positive: list[np.ndarray]) -> Relevance:
+        """These images are right, all others are wrong."""
+        nothing = [np.empty(0, dtype=np.int64)] * len(positive)
         return cls(positive, nothing, nothing)
 
 

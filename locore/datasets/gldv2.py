@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.registry import suggest
-from locore.datasets.benchmark import Benchmark, Relevance, benchmarks
+from locore.datasets.benchmark import NOBODY, Benchmark, Relevance, benchmarks
 from locore.datasets.images import FileImages
 from locore.datasets.published import missing
 from locore.descriptors.ames import read_list
@@ -52,14 +52,13 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
     for what, found, published in (("queries", len(asked), PARTS[part]), ("images in the index", len(index), IMAGES)):
         if found != published:
             log.warning("gldv2: %d %s where %d were published; results will not compare.", found, what, published)
-    nothing = [np.empty(0, dtype=np.int64)] * len(asked)
     return Benchmark(
         name=f"gldv2-{part}",
         train=_training(folder, Path(train_list).expanduser(), left_out) if train_list else None,
         # Queries of one landmark are not named as such, so each is drawn by itself.
         queries=FileImages(folder, [_path("test", row["id"]) for row in asked], np.arange(len(asked))),
-        gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), -1)),
-        protocols={"all": Relevance(positive, nothing, nothing)},
+        gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), NOBODY)),
+        protocols={"all": Relevance.without_junk(positive)},
         measures=MapAt100(),
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -58,12 +58,11 @@ class FileImages(ImageSet):
 
     def _looked_up(self) -> list[tuple[int, int]]:
         try:
-            found = [(self.root / name).stat() for name in self.names]
+            return versions(self.root / name for name in self.names)
         except OSError as error:
             raise ValueError(
                 f"The image '{error.filename}' is missing; unpack the images there, or name files of descriptors."
             ) from error
-        return [(each.st_size, each.st_mtime_ns) for each in found]
 
     def cut(self, boxes: np.ndarray) -> FileImages:
         """The same images, each cut to its box (N, 4)."""
@@ -85,6 +84,15 @@ class FileImages(ImageSet):
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.root)
         return io.BytesIO(self._zip.read(name))
+
+
+def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
+    """Size and time of change of every file.
+
+    Raises:
+        OSError: one is missing.
+    """
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (Path(path).stat() for path in paths)]
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from locore.datasets.images import FileImages
+from locore.datasets.images import FileImages, versions
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ def listed(
         ValueError: one is missing; the message names it.
     """
     try:
-        found = [Path(path).stat() for path in paths]
+        found = versions(paths)
     except OSError as error:
         raise missing(name, Path(error.filename), root, source) from error
     names = [Path(path).relative_to(root).as_posix() for path in paths]
-    return FileImages(root, names, np.array(labels), [(each.st_size, each.st_mtime_ns) for each in found])
+    return FileImages(root, names, np.array(labels), found)
 
 
 def missing(name: str, path: Path, root: Path, source: str, otherwise: str = "") -> ValueError:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from locore.datasets.benchmark import Benchmark, ImageSet, Joined, Relevance, benchmarks
+from locore.datasets.benchmark import NOBODY, Benchmark, ImageSet, Joined, Relevance, benchmarks
 from locore.datasets.images import FileImages
+from locore.datasets.published import missing
 from locore.evaluation.measures import Revisited
 from locore.unpickle import unpickle
 
@@ -17,7 +18,6 @@ log = logging.getLogger(__name__)
 
 SOURCE = "http://cmp.felk.cvut.cz/revisitop"
 DISTRACTORS = 1_001_001
-NOBODY = -1  # class of an image of which no class is known
 GRADES = ("easy", "hard", "junk")
 # Protocol -> which grades are right, which do not count, and which are moved behind the list before it is cut. Images
 # that do not count but stay take part in re-ranking: a list-wise re-ranker may use them.
@@ -55,7 +55,7 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
     try:
         truth = unpickle(path)
     except FileNotFoundError:
-        raise ValueError(f"{name} is not whole in '{root}': '{path}' is missing. Get it from {SOURCE}.") from None
+        raise missing(name, path, root, SOURCE) from None
     try:
         listed, asked = (list(map(str, truth[field])) for field in ("imlist", "qimlist"))
         boxes = np.array([each["bbx"] for each in truth["gnd"]], dtype=float).reshape(len(asked), 4)

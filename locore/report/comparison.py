@@ -15,9 +15,9 @@ from locore.report.pictures import plt, save
 
 
 def protocols(finished: dict[str, list[dict]]) -> list[str]:
-    """The protocols that were measured, the first one first."""
+    """The protocols that were measured, the first one first; where nothing was, one without a name."""
     runs = next(iter(finished.values()), [])
-    return list(runs[0]["protocols"]) if runs else []
+    return list(runs[0]["protocols"]) if runs else [""]
 
 
 def columns(finished: dict[str, list[dict]], protocol: str) -> list[str]:
