@@ -1,4 +1,4 @@
-"""What a broken-off training goes on from: weights, AdamW's moments and its state, in one safetensors file."""
+"""What a broken-off training goes on from: weights, their average, AdamW's moments and its state, in one file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from locore import weights
 from locore.files import atomic
 
 
-def save(path: Path, model: nn.Module, optimizer, state: dict) -> None:
+def save(path: Path, model: nn.Module, optimizer, state: dict, average: nn.Module | None = None) -> None:
     """Write all of it, atomically."""
     tensors = {f"model.{name}": value for name, value in weights.of(model).items()}
+    if average:
+        tensors |= {f"average.{name}": value for name, value in weights.of(average).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
 
 
-def restore(path: Path, model: nn.Module, optimizer) -> dict | None:
+def restore(path: Path, model: nn.Module, optimizer, average: nn.Module | None = None) -> dict | None:
     """Load what `save` wrote and give its state; None where there is nothing.
 
     Raises:
@@ -33,7 +35,9 @@ def restore(path: Path, model: nn.Module, optimizer) -> dict | None:
     try:
         tensors, said = weights.read(path)
         state = json.loads(said["state"])
-        model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+        model.load_state_dict(_under("model.", tensors))
+        if average:
+            average.load_state_dict(_under("average.", tensors))
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"The checkpoint '{path}' is damaged or another model's; delete it to start again.") from error
     moments: dict[int, dict[str, Tensor]] = {}
@@ -43,6 +47,10 @@ def restore(path: Path, model: nn.Module, optimizer) -> dict | None:
             moments.setdefault(int(index), {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return state
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

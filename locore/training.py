@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.registry import suggest
@@ -44,6 +46,7 @@ class Training:
         warmup: steps of linear rise.
         schedule: after warm-up, "constant", "linear" or "cosine". weight_decay: AdamW's. clip: largest gradient norm.
         accumulation: parts that a step's batch is cut into. gradient_checkpointing: recompute instead of keeping.
+        average: decay of the exponential moving average of the weights that is validated and kept; 0 = the weights are.
         precision: "no" (float32) or "bf16". validate_every: steps between validations, each followed by a checkpoint.
     """
 
@@ -54,6 +57,7 @@ class Training:
     schedule: str = "cosine"
     weight_decay: float = 0.0
     clip: float = 1.0
+    average: float = 0.0
     accumulation: int = 1
     gradient_checkpointing: bool = False
     precision: str = "no"
@@ -66,6 +70,8 @@ class Training:
             raise ValueError(f"Unknown Training.precision '{self.precision}'{suggest(self.precision, ['no', 'bf16'])}")
         if min(self.steps, self.batch, self.validate_every, self.accumulation) < 1:
             raise ValueError("Training.steps, batch, validate_every and accumulation must be at least 1.")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"Training.average = {self.average} must be in [0, 1).")
         if self.batch % self.accumulation:
             raise ValueError(f"Training.batch {self.batch} cannot be cut into {self.accumulation} equal parts.")
 
@@ -105,7 +111,8 @@ class Training:
         wrapped, optimizer = accelerator.prepare(
             model, torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         )
-        state = resume.restore(folder / "last.safetensors", model, optimizer) or {
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.average)) if self.average else None
+        state = resume.restore(folder / "last.safetensors", model, optimizer, average) or {
             "step": 0,
             "best": -1.0,
             "seconds": 0.0,
@@ -119,21 +126,24 @@ class Training:
         try:
             for step in track(range(state["step"], self.steps), "training", self.steps, state["step"]):
                 loss, norm = self._step(step, wrapped, optimizer, losses, accelerator, seed)
+                if average:
+                    average.update_parameters(model)
                 history["loss"].append(loss)
                 for name, value in (("loss", loss), ("gradient_norm", norm), ("learning_rate", self.rate(step))):
                     writer.add_scalar(name, value, step)
                 if (step + 1) % self.validate_every == 0 or step + 1 == self.steps:
-                    metrics = validate()
+                    with _averaged(model, average):
+                        metrics = validate()
+                        if metrics["mAP@R"] > state["best"]:
+                            state["best"] = metrics["mAP@R"]
+                            weights.save(model, folder / "best.safetensors")
                     history["validation"].append({"step": step + 1, **metrics})
                     for name, value in metrics.items():
                         writer.add_scalar(f"validation/{name}", value, step)
-                    if metrics["mAP@R"] > state["best"]:
-                        state["best"] = metrics["mAP@R"]
-                        weights.save(model, folder / "best.safetensors")
                     state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - begun
                     begun = time.perf_counter()
-                    resume.save(folder / "last.safetensors", model, optimizer, state)
+                    resume.save(folder / "last.safetensors", model, optimizer, state, average)
                     log.info(
                         "step %d: loss %.4f, validation %s", step + 1, np.mean(history["loss"][-50:]), _line(metrics)
                     )
@@ -162,6 +172,18 @@ class Training:
         optimizer.step()
         optimizer.zero_grad()
         return total, norm
+
+
+@contextmanager
+def _averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
+    """The model with its average's weights, for a while."""
+    if average is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(average.module.state_dict())
+    yield
+    model.load_state_dict(own)
 
 
 def _line(metrics: dict[str, float]) -> str:

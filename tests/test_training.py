@@ -47,12 +47,23 @@ def fit(folder, training=TRAINING, killed_after=None):
     return trained.state_dict()
 
 
-def test_resumed_training_ends_bitwise_as_unbroken(tmp_path):
-    unbroken = fit(tmp_path / "unbroken")
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resumed_training_ends_bitwise_as_unbroken(tmp_path, average):
+    training = replace(TRAINING, average=average)
+    unbroken = fit(tmp_path / "unbroken", training)
     with pytest.raises(Killed):
-        fit(tmp_path / "broken", killed_after=2)
-    resumed = fit(tmp_path / "broken")
+        fit(tmp_path / "broken", training, killed_after=2)
+    resumed = fit(tmp_path / "broken", training)
     assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
+
+
+def test_the_average_of_the_weights_is_what_its_formula_says(tmp_path):
+    steady = replace(TRAINING, schedule="constant", validate_every=1)
+    first, second, third = (fit(tmp_path / f"{n}", replace(steady, steps=n)) for n in (1, 2, 3))
+    averaged = fit(tmp_path / "averaged", replace(steady, steps=3, average=0.75))
+    for name, value in averaged.items():
+        expected = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * third[name]
+        torch.testing.assert_close(value, expected)
 
 
 def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path):
