@@ -6,10 +6,11 @@ import argparse
 import fcntl
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from locore import files
@@ -65,7 +66,13 @@ def run_folder(
     Raises:
         ValueError: the folder is in use, or has a run of another configuration, or there is none to resume.
     """
+    from locore import processes  # which takes a second, that --help need not wait for
+
     folder = options.out or Path("runs") / (name + (f"-seed{options.seed}" if options.seed else ""))
+    if not processes.first():  # the first one has the folder, and talks
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield folder, processes.agreed(None)
+        return
     if options.resume and not (folder / "config.gin").exists():
         raise ValueError(f"There is no run to resume in '{folder}'.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +87,7 @@ def run_folder(
             raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
         if (folder / "metrics.json").exists():
             print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")
-            yield folder, json.loads((folder / "metrics.json").read_text())
+            yield folder, processes.agreed(json.loads((folder / "metrics.json").read_text()))
             return
         files.write_text(folder / "config.gin", config)
         logging.basicConfig(
@@ -90,4 +97,4 @@ def run_folder(
             handlers=[logging.StreamHandler(), logging.FileHandler(folder / "log.txt")],
             force=True,
         )
-        yield folder, None
+        yield folder, processes.agreed(None)

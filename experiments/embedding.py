@@ -13,7 +13,7 @@ from experiments.configuration import built, extractor, finetuning, training
 from experiments.data import Data
 from experiments.provenance import provenance
 from experiments.stages import Stages
-from locore import files
+from locore import files, processes
 from locore.datasets import Benchmark
 from locore.descriptors import Extractor
 from locore.descriptors.finetune import Finetuning
@@ -47,7 +47,13 @@ class Embedding:
         return sum(p.numel() for p in self.extractor.embedder().network.parameters())
 
     def run(self, folder: Path, seed: int, config: str) -> dict:
-        """Train and measure; what a killed run left in the folder is gone on from. -> metrics, with their config."""
+        """Train and measure; what a killed run left in the folder is gone on from. -> metrics, with their config.
+
+        Raises:
+            ValueError: several processes were launched.
+        """
+        if processes.count() > 1:
+            raise ValueError("These losses compare all images of a batch, so launch experiments.embed in one process.")
         stage = Stages()
         with stage("benchmark"):
             benchmark = self.data.load()

@@ -24,7 +24,7 @@ from experiments.described import Files
 from experiments.learning import Learned, learn
 from experiments.provenance import provenance
 from experiments.stages import Stages
-from locore import checkpoints, files
+from locore import checkpoints, files, processes
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.store import SearchedTable
@@ -196,7 +196,8 @@ class Experiment:
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
             tables = {p: summary(searched, orders[p], self.candidates) for p, searched in searches.items()}
             first = next(iter(searches))
-            outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
+            if processes.first():
+                outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {
             "benchmark": benchmark.name,
             "backbone": model.spec["encoder"],
@@ -211,9 +212,9 @@ class Experiment:
             "latency_ms": round(rankings[first].milliseconds_a_list, 2),
             **provenance(seed, config),
         }
-        queries_ = outcome.each_query(searches, rankings, benchmark)
-        files.write_text(folder / "queries.csv", queries_)
-        files.write_json(folder / "metrics.json", metrics)
+        if processes.first():
+            files.write_text(folder / "queries.csv", outcome.each_query(searches, rankings, benchmark))
+            files.write_json(folder / "metrics.json", metrics)
         return metrics
 
     def _check(self, images: ImageSet) -> None:
@@ -246,7 +247,7 @@ class Experiment:
     @cached_property
     def device(self) -> torch.device:
         """Where the re-ranker is trained and evaluated."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return processes.device()
 
     def _searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
         """The search of each protocol under which something can be asked, of the first in any case."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from experiments.stages import Stages
-from locore import checkpoints
+from locore import checkpoints, processes
 from locore.datasets import ImageSet, Relevance, Subset
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.live import Live
@@ -85,11 +85,14 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
             experiment.embedder_rate,
         )
     stage.seconds["training"] = round(state["seconds"], 1)
-    pictures.training(folder / "training.png", state["history"])
-    checkpoints.save(model, folder / WEIGHTS)
+    if processes.first():
+        pictures.training(folder / "training.png", state["history"])
+        checkpoints.save(model, folder / WEIGHTS)
+        if embedder:
+            embedder.save(folder / WHOLE)
+    processes.wait()
     extractor = None
     if embedder:
-        embedder.save(folder / WHOLE)
         extractor = replace(experiment.extractor, weights=str(folder / WHOLE))
     ensemble = None
     if experiment.ensemble and experiment.alpha is None:

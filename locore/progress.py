@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,13 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+SILENT = os.environ.get("RANK", "0") != "0"  # several processes at one job draw one bar
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, start: int = 0) -> Iterator[T]:
-    """Yield the items under a progress bar; `start` of `total` are done already."""
+    """Yield the items under a progress bar, of the first process; `start` of `total` are done already."""
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=SILENT) as progress:
         count = total if total is not None else len(items)  # type: ignore[arg-type]
         task = progress.add_task(what, total=count, completed=start)
         for item in items:

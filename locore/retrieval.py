@@ -8,6 +8,7 @@ from typing import Protocol
 import faiss
 import numpy as np
 
+from locore import processes
 from locore.progress import track
 
 QUERIES = 1024  # at a time, so that a bar can show how far the search is
@@ -80,19 +81,25 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
     """Similarities and indices (Q, depth), best first."""
     if depth > SORTED:
         return _sorted(queries, gallery, depth)
-    similarities = np.full((len(queries), depth), -np.inf, dtype=np.float32)
-    indices = np.full((len(queries), depth), -1, dtype=np.int64)
     steps = [(row, query) for row in range(0, len(gallery), ROWS) for query in range(0, len(queries), QUERIES)]
-    for row, query in track(steps, "searching"):
-        if query == 0:
-            index = _index(_finite(gallery[row : row + ROWS]))
-        part = slice(query, query + QUERIES)
-        found, places = index.search(queries[part], min(depth, index.ntotal))
-        found = np.concatenate([similarities[part], found], axis=1)
-        places = np.concatenate([indices[part], places + row], axis=1)
-        best = np.argsort(-found, axis=1, kind="stable")[:, :depth]
-        similarities[part], indices[part] = (np.take_along_axis(x, best, axis=1) for x in (found, places))
+    nearest: dict[int, list[np.ndarray]] = {}
+    indexed = None
+    for row, query in track(processes.share(steps), "searching"):
+        if row != indexed:
+            index, indexed = _index(_finite(gallery[row : row + ROWS])), row
+        found, places = index.search(queries[query : query + QUERIES], min(depth, index.ntotal))
+        nearest[query] = _best([nearest.get(query), [found, places + row]], depth)
+    parts = processes.gathered(nearest)
+    every = [_best([part.get(query) for part in parts], depth) for query in range(0, len(queries), QUERIES)]
+    similarities, indices = (np.concatenate(each) for each in zip(*every, strict=True))
     return similarities, indices
+
+
+def _best(lists: list[list[np.ndarray] | None], depth: int) -> list[np.ndarray]:
+    """Lists of the same queries in one: similarities and indices (Q, depth) at most, earlier ones first where equal."""
+    found, places = (np.concatenate(each, axis=1) for each in zip(*filter(None, lists), strict=True))
+    best = np.argsort(-found, axis=1, kind="stable")[:, :depth]
+    return [np.take_along_axis(x, best, axis=1) for x in (found, places)]
 
 
 def _sorted(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:

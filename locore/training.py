@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.registry import suggest
-from locore import resume, weights
+from locore import processes, resume, weights
 from locore.progress import track
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,16 @@ class Training:
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or another model's.
         """
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=self.precision)
+        if self.batch % (self.accumulation * processes.count()):
+            raise ValueError(
+                f"Training.batch {self.batch} cannot be cut into {self.accumulation} equal parts of each of "
+                f"{processes.count()} processes."
+            )
+        # Not every batch reaches every weight: the one that stands for a missing descriptor, for instance.
+        spread = DistributedDataParallelKwargs(find_unused_parameters=True)
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=self.precision, kwargs_handlers=[spread]
+        )
         groups = groups or [{"params": list(model.parameters()), "scale": 1.0}]
         wrapped, optimizer = accelerator.prepare(
             model, torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -122,33 +132,38 @@ class Training:
         if state["step"]:
             log.info("Training goes on behind step %d of %d.", state["step"], self.steps)
         begun = time.perf_counter()
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["step"])
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["step"]) if processes.first() else None
         try:
             for step in track(range(state["step"], self.steps), "training", self.steps, state["step"]):
                 loss, norm = self._step(step, wrapped, optimizer, losses, accelerator, seed)
                 if average:
                     average.update_parameters(model)
                 history["loss"].append(loss)
-                for name, value in (("loss", loss), ("gradient_norm", norm), ("learning_rate", self.rate(step))):
-                    writer.add_scalar(name, value, step)
+                scalars = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate(step)}
                 if (step + 1) % self.validate_every == 0 or step + 1 == self.steps:
                     with _averaged(model, average):
                         metrics = validate()
                         if metrics["mAP@R"] > state["best"]:
                             state["best"] = metrics["mAP@R"]
-                            weights.save(model, folder / "best.safetensors")
+                            if processes.first():
+                                weights.save(model, folder / "best.safetensors")
                     history["validation"].append({"step": step + 1, **metrics})
-                    for name, value in metrics.items():
-                        writer.add_scalar(f"validation/{name}", value, step)
+                    scalars |= {f"validation/{name}": value for name, value in metrics.items()}
                     state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - begun
                     begun = time.perf_counter()
-                    resume.save(folder / "last.safetensors", model, optimizer, state, average)
+                    if processes.first():
+                        resume.save(folder / "last.safetensors", model, optimizer, state, average)
                     log.info(
                         "step %d: loss %.4f, validation %s", step + 1, np.mean(history["loss"][-50:]), _line(metrics)
                     )
+                if writer:
+                    for name, value in scalars.items():
+                        writer.add_scalar(name, value, step)
         finally:
-            writer.close()
+            if writer:
+                writer.close()
+        processes.wait()  # till the best weights are written
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # what is measured is what its file gives
         resume.load_weights(folder / "best.safetensors", model)
         return state
@@ -157,12 +172,13 @@ class Training:
         """One optimizer step -> its loss and gradient norm."""
         for group in optimizer.param_groups:
             group["lr"] = group["scale"] * self.rate(step)
-        torch.manual_seed(seed * 1_000_003 + step)
+        torch.manual_seed((seed * 1_000_003 + step) * processes.count() + processes.rank())
         model.train()
         total = 0.0
         for loss in losses(model, step, accelerator.device):
             accelerator.backward(loss)
             total += loss.item()
+        total = float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean"))
         norm = float(accelerator.clip_grad_norm_(model.parameters(), self.clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from locore import processes
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.store import Descriptors, DescriptorTable
 from locore.reranking.listwise import ListwiseReranker
@@ -84,13 +85,16 @@ class Lists:
     sampling: Sampling = Sampling()
 
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> tuple[Shortlist, Tensor]:
-        """The lists of a step: every image asks once an epoch, its candidates are drawn anew."""
+        """The lists of a step, or of several processes this one's: every image asks once an epoch, its candidates are
+        drawn anew.
+        """
         count, random = len(self.labels), np.random.default_rng((seed, step, 1))
         rows = np.array(
             [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]
         )
         right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
         places = np.stack([self.sampling.draw(each, self.candidates, random) for each in right])
+        rows, places, right = (processes.share(each) for each in (rows, places, right))
         listed, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
         shortlist = Shortlist.gather(
             self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(listed), device

@@ -10,9 +10,9 @@ import torch
 from small import write_glyphs
 
 from locore.datasets import benchmarks
-from locore.descriptors import Extractor, embedder, extract, store
-from locore.descriptors.embedder import POOLINGS
+from locore.descriptors import Extractor, embedder, extract, parts, store
 from locore.descriptors.fold import fold_batch_norms
+from locore.descriptors.pooling import POOLINGS
 from locore.descriptors.views import AnyView, View
 from locore.files import cache_folder
 from locore.reranking import Shortlist
@@ -91,7 +91,7 @@ def test_the_strongest_cells_come_first(images):
 
 def test_gem_lies_between_mean_and_maximum():
     features = torch.rand(2, 3, 4, 4)
-    pooled = POOLINGS["gem"](features)
+    pooled = POOLINGS["gem"](5)(features)
     assert (features.mean((2, 3)) <= pooled).all() and (pooled <= features.amax((2, 3))).all()
 
 
@@ -122,20 +122,20 @@ def test_a_damaged_cache_is_made_again(images, tmp_path, damage, caplog):
 def test_killed_it_goes_on_behind_the_last_part(images, tmp_path, monkeypatch):
     whole = QUICK.extract(images)
     files(tmp_path)[0].unlink()
-    monkeypatch.setattr(extract, "PART", 4)
+    monkeypatch.setattr(parts, "PART", 4)
     describe, calls = Extractor._describe, []
 
-    def dying(self, batch):
-        calls.append(len(batch))
+    def dying(self, inputs):
+        calls.append(len(inputs[0]))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return describe(self, batch)
+        return describe(self, inputs)
 
     monkeypatch.setattr(Extractor, "_describe", dying)
     with pytest.raises(KeyboardInterrupt):
         QUICK.extract(images)
-    (parts,) = (tmp_path / "cache" / "descriptors").glob("*.parts")
-    (parts / ".000000008.h5.1.tmp").write_bytes(b"what a kill in the middle of a write leaves")
+    (folder,) = (tmp_path / "cache" / "descriptors").glob("*.parts")
+    (folder / ".000000008.h5.1.tmp").write_bytes(b"what a kill in the middle of a write leaves")
     assert torch.equal(QUICK.extract(images).local, whole.local)
     assert len(calls) == 4  # two parts, the killed one, and that one again
     assert not list((tmp_path / "cache" / "descriptors").glob("*.parts"))

@@ -5,6 +5,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +98,19 @@ def write_locals(path: Path, features: np.ndarray) -> None:
     """Write (N, L, 5 + D) as their HDF5, contiguous, atomically."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset(LOCALS, data=features)
+
+
+def join(parts: Iterable[tuple[np.ndarray, np.ndarray]], images: int, globals_path: Path, locals_path: Path) -> None:
+    """Write descriptors that come a part at a time, (n, D) and (n, L, 5 + D), as both files, each whole or absent."""
+    with atomic(globals_path) as flat, atomic(locals_path) as tables, h5py.File(tables, "w") as file:
+        start, table = 0, None
+        with open(flat, "wb") as rows:
+            for globals_, features in parts:
+                if table is None:
+                    table = file.create_dataset(LOCALS, (images, *features.shape[1:]), features.dtype)
+                np.ascontiguousarray(globals_, dtype=np.float32).tofile(rows)
+                table[start : start + len(features)] = features
+                start += len(features)
 
 
 @dataclass(frozen=True)

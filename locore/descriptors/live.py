@@ -40,5 +40,4 @@ class Live:
             return self[torch.arange(len(self))]
 
     def _tables(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.embedder.input([self.images.image(int(row)) for row in rows])
-        return self.like.tables(self.embedder, images.to(next(self.embedder.parameters()).device))
+        return self.like.tables(self.embedder, [self.images.image(int(row)) for row in rows])

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from locore import processes
 from locore.descriptors.store import SearchedTable
 from locore.evaluation.bootstrap import interval
 from locore.evaluation.measures import Measures
 from locore.evaluation.metrics import relevance
-from locore.progress import track
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, search
@@ -90,8 +90,8 @@ class Search:
     def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
         """Re-rank the first `candidates` of every list."""
         head = self.neighbours.first(candidates)
-        rankings, seconds = [], 0.0
-        for start in track(range(0, len(self.rows), batch), "re-ranking"):
+
+        def reranked(start: int) -> tuple[Ranking, float]:
             part = slice(start, start + batch)
             shortlist = Shortlist.gather(
                 self.queries,
@@ -105,14 +105,17 @@ class Search:
                 shortlist = replace(shortlist, present=~behind)
             begun = time.perf_counter()
             ranking = reranker.rerank(shortlist)
-            rankings.append(Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu()))
-            seconds += time.perf_counter() - begun
+            ranking = Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu())
+            return ranking, time.perf_counter() - begun
+
+        done = processes.spread(reranked, range(0, len(self.rows), batch), "re-ranking")
+        rankings = [ranking for ranking, _ in done]
         scored = [r.scores for r in rankings if r.scores is not None]
         return Reranked(
             order=torch.cat([r.order for r in rankings]),
             scores=torch.cat(scored) if scored else None,
             similarities=torch.from_numpy(head.similarities),
-            milliseconds_a_list=1000 * seconds / len(self.rows),
+            milliseconds_a_list=1000 * sum(seconds for _, seconds in done) / len(self.rows),
         )
 
     def metrics(self, order: Tensor | None) -> dict[str, np.ndarray]:

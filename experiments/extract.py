@@ -1,0 +1,44 @@
+"""Extract descriptors:  python -m experiments.extract --gin gin/extract/dinov2.gin --gin gin/data/roxford5k.gin
+
+Describes queries, gallery and training images of a benchmark and leaves, of each, `*_global.f32` (raw float32) and
+`*_local.hdf5` in the folder, as AMES and LOCORE read them. To re-rank with them, name them in `Files`:
+
+  --set "Files.query_global = 'runs/extract-dinov2/query_global.f32'" …
+
+Several processes share the images: accelerate launch --num_processes 4 -m experiments.extract …
+After a kill, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.command import guarded, run_folder, run_parser
+from locore.allocator import keep_freed_memory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    options = run_parser("experiments.extract", __doc__, "extract-<name of the first gin file>").parse_args(arguments)
+    return guarded(lambda: _extract(options))
+
+
+def _extract(options: argparse.Namespace) -> int:
+    keep_freed_memory()
+    from experiments.extraction import prepare, said
+
+    extraction, config = prepare(options.gin, options.set, options.seed)
+    if options.dry_run:
+        print(config)
+        print(f"Descriptors: {extraction.extractor.locals_per_image} locals an image; widths {extraction.widths}")
+        return 0
+    name = f"extract-{Path(options.gin[0]).stem}"
+    with run_folder(options, name, config, "gallery.parts") as (folder, finished):
+        print(said(finished or extraction.run(folder, config, options.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Extraction a part at a time, each a file: what a kill can lose is one part, and processes share the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from locore import processes
+from locore.descriptors import store
+from locore.prefetch import ahead
+from locore.progress import track
+
+PART = 2048  # images a file
+T = TypeVar("T")
+
+
+def write_parts(
+    images: int,
+    batch: int,
+    load: Callable[[range], T],
+    describe: Callable[[T], tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+) -> list[tuple[Path, int]]:
+    """Describe images into part files, but for those that are there; each process its share. -> all of them, with
+    their rows.
+
+    Args:
+        images: how many. batch: as many at a time. load: reads some, ahead and on other threads.
+        describe: what `load` gave -> their rows of `global` and `features`, see `store.write`.
+    """
+    starts = range(0, images, PART)
+    paths = {start: folder / f"{start:09}.h5" for start in starts}
+    ends = {start: min(start + PART, images) for start in starts}
+    own = processes.share(starts)
+    missing = [start for start in own if not _whole(paths[start], ends[start] - start)]
+    batches = [range(i, min(i + batch, ends[start])) for start in missing for i in range(start, ends[start], batch)]
+    wanted = sum(-(-(ends[start] - start) // batch) for start in own)
+    loaded = ahead(load, batches)
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for part in track(batches, "extracting", wanted, wanted - len(batches)):
+        rows.append(describe(next(loaded)))
+        start = part.start // PART * PART
+        if part.stop == ends[start]:
+            store.write(paths[start], *(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+            rows = []
+    processes.wait()
+    return [(path, ends[start] - start) for start, path in paths.items()]
+
+
+def _whole(path: Path, rows: int) -> bool:
+    try:
+        store.read_arrays(path, rows)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

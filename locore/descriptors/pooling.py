@@ -1,0 +1,62 @@
+"""From a feature map to one descriptor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HIDDEN = 512  # channels inside the attention, as DELG has it
+
+
+class Attention(nn.Module):
+    """Cells weighted by two convolutions of a single cell (Noh et al. 2017, section 3.2; Cao et al. 2020, section 3.3).
+
+    Trained to classify, it says which cells matter: it is the detector of local descriptors as well.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.hidden, self.score = nn.Conv2d(channels, HIDDEN, 1), nn.Conv2d(HIDDEN, 1, 1)
+
+    def weights(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, h, w), positive.
+
+        Raises:
+            ValueError: C is another one than it was trained on.
+        """
+        if features.shape[1] != self.hidden.in_channels:
+            raise ValueError(
+                f"The detector was trained on maps of {self.hidden.in_channels} channels, and these have "
+                f"{features.shape[1]}; train one for this model and stage."
+            )
+        return F.softplus(self.score(self.hidden(features).relu())).squeeze(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        weights = self.weights(features)[:, None]
+        return (weights * F.normalize(features, dim=1)).sum((2, 3)) / weights.sum((2, 3))
+
+
+def _average(features: Tensor) -> Tensor:
+    return features.mean((2, 3))
+
+
+def _maximum(features: Tensor) -> Tensor:
+    return features.amax((2, 3))
+
+
+def _gem(features: Tensor) -> Tensor:
+    """Generalised mean (Radenovic et al. 2019, eq. 3) with p = 3."""
+    return features.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+
+
+# C -> what makes (N, C) of (N, C, h, w), or of a transformer's (N, tokens, C), the class token first
+POOLINGS: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {
+    "avg": lambda channels: _average,
+    "max": lambda channels: _maximum,
+    "gem": lambda channels: _gem,
+    "avg+max": lambda channels: lambda features: _average(features) + _maximum(features),
+    "attention": Attention,
+    "class": lambda channels: lambda tokens: tokens[:, 0],
+}

@@ -1,0 +1,73 @@
+"""PCA whitening of descriptors (Jégou and Chum 2012), fitted once and kept, so that other images get the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from locore.files import atomic
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Rows (N, D) -> their first d whitened principal components, L2-normalised.
+
+    Attributes:
+        matrix: (d, D). offset: (d,).
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    @classmethod
+    def fit(cls, rows: np.ndarray, dim: int) -> Whitening:
+        """Of rows (N, D).
+
+        Raises:
+            ValueError: they are too few, or narrower than `dim`.
+        """
+        if not dim <= min(rows.shape[1], len(rows) - 1):
+            raise ValueError(
+                f"{len(rows)} descriptors of width {rows.shape[1]} cannot be whitened to {dim} dimensions; ask for "
+                "fewer."
+            )
+        pca = faiss.PCAMatrix(rows.shape[1], dim, -0.5)
+        pca.train(np.ascontiguousarray(rows, dtype=np.float32))
+        return cls(
+            faiss.vector_to_array(pca.A).reshape(-1, rows.shape[1])[:dim].copy(),
+            faiss.vector_to_array(pca.b)[:dim].copy(),
+        )
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(..., D) of any precision -> (..., d) in the same."""
+        whitened = rows.astype(np.float32) @ self.matrix.T + self.offset
+        whitened /= np.maximum(np.linalg.norm(whitened, axis=-1, keepdims=True), 1e-12)
+        return whitened.astype(rows.dtype)
+
+
+def save(path: Path, whitenings: dict[str, Whitening]) -> None:
+    """Write several by name, atomically."""
+    tensors = {f"{name}.{part}": getattr(w, part) for name, w in whitenings.items() for part in ("matrix", "offset")}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def load(path: Path) -> dict[str, Whitening]:
+    """What `save` wrote.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    try:
+        tensors = load_file(path)
+        names = sorted({name.partition(".")[0] for name in tensors})
+        return {name: Whitening(tensors[f"{name}.matrix"], tensors[f"{name}.offset"]) for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"No whitening in '{path}' ({error}); an extraction with global_dim or local_dim leaves one."
+        ) from error
