@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -169,23 +171,52 @@ def weights_file(model: str, weights: str) -> Path | None:
     return Path(weights).expanduser()
 
 
-def _load(network: nn.Module, path: Path) -> None:
-    """Load a state dict, by name or, where the names are another implementation's, by order if all shapes agree."""
+def is_trained(path: Path) -> bool:
+    """Whether a file of weights is an embedder that `Embedder.save` wrote."""
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return "embedder" in weights.read(path)[1]
+    except (OSError, SafetensorError):
+        return False
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """Load a state dict by name, as timm converts it for this model, or by order if all shapes agree.
+
+    timm knows the published names of many models (DINOv2's own, for one), and fits a transformer's positions to the
+    size of its images.
+    """
+    known, wanted = _without_classifier(_state_dict(path)), network.state_dict()
+    if not _alike(known, wanted):
+        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        known = _without_classifier(convert(known, network)) if convert else known
+    if not _alike(known, wanted) and [v.shape for v in wanted.values()] == [v.shape for v in known.values()]:
+        known = dict(zip(wanted, known.values(), strict=True))
+    if not _alike(known, wanted):
+        raise ValueError(f"The weights in '{path}' are not those of this model: names and shapes differ.")
+    network.load_state_dict(known)
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """What is in a file of safetensors or of torch.save."""
+    try:
+        if path.suffix == ".safetensors":
+            return weights.read(path)[0]
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
-    wanted = network.state_dict()
-    weights = {name: value for name, value in weights.items() if "classifier" not in name and "_fc." not in name}
-    if set(wanted) != set(weights):
-        if [v.shape for v in wanted.values()] != [v.shape for v in weights.values()]:
-            raise ValueError(f"The weights in '{path}' are not those of this model: names and shapes differ.")
-        weights = dict(zip(wanted, weights.values(), strict=True))
-    network.load_state_dict(weights)
+    return found
+
+
+def _without_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: v for name, v in tensors.items() if not re.match(r"(classifier|head|fc|_fc)\.", name)}
+
+
+def _alike(known: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return {n: v.shape for n, v in known.items()} == {n: v.shape for n, v in wanted.items()}
 
 
 def _size(model: str, image_size: int) -> dict[str, Any]:

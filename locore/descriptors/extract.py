@@ -25,7 +25,7 @@ from locore.datasets.benchmark import ImageSet, Subset
 from locore.datasets.images import on_white
 from locore.descriptors import store
 from locore.descriptors.detector import class_attention, trained_detector
-from locore.descriptors.embedder import BUNDLED, Embedder, weights_file
+from locore.descriptors.embedder import BUNDLED, Embedder, is_trained, weights_file
 from locore.descriptors.fold import fold_batch_norms
 from locore.descriptors.parts import write_parts
 from locore.descriptors.pooling import POOLINGS, Attention
@@ -34,7 +34,6 @@ from locore.files import cache_folder
 
 log = logging.getLogger(__name__)
 
-TRAINED = ".safetensors"  # how the file of a trained embedder ends
 NUMERICS = 2  # counts the changes of this file that change a last digit of a descriptor
 
 
@@ -45,7 +44,7 @@ class Extractor:
     Attributes:
         model: a timm model's name.
         weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
-            "random" (seed 0), a file with a state dict, or the `.safetensors` that `experiments.embed` leaves.
+            "random" (seed 0), a file with a state dict, or the one that `experiments.embed` leaves.
         image_size: side in pixels that images are resized to.
         pooling: of the last feature map into the global descriptor, see `Embedder`; a trained embedder has its own.
         local_stage: which feature map locals are read from, an index into timm's intermediates; None = the last map.
@@ -190,9 +189,10 @@ class Extractor:
         Raises:
             ValueError: there are no such weights, they are another model's, or were trained at another size.
         """
-        if not self.weights.endswith(TRAINED):
+        path = Path(self.weights).expanduser()
+        if not is_trained(path):
             return Embedder.pretrained(self.model, self.weights, self.image_size, self.pooling)
-        embedder = Embedder.load(Path(self.weights).expanduser())
+        embedder = Embedder.load(path)
         for name in ("model", "image_size"):
             if embedder.spec[name] != getattr(self, name):
                 raise ValueError(
