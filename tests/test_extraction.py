@@ -97,7 +97,7 @@ def test_weights_of_another_size_or_with_published_names_are_converted_as_timm_d
     for key, value in expected.state_dict().items():
         assert torch.equal(loaded[key], value), key
     with pytest.raises(ValueError, match="not those of this model"):
-        replace(extractor, model="vit_tiny_patch16_224").embedder()
+        replace(extractor, model="vit_tiny_patch16_224", image_size=64).embedder()
 
 
 @pytest.fixture(scope="module")
