@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,8 @@ def _load(network: nn.Module, path: Path) -> None:
     known, wanted = _without_classifier(_state_dict(path)), network.state_dict()
     if not _alike(known, wanted):
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        known = _without_classifier(convert(known, network)) if convert else known
+        with suppress(RuntimeError, LookupError, AttributeError, AssertionError):  # it fails at another model's weights
+            known = _without_classifier(convert(known, network)) if convert else known
     if not _alike(known, wanted) and [v.shape for v in wanted.values()] == [v.shape for v in known.values()]:
         known = dict(zip(wanted, known.values(), strict=True))
     if not _alike(known, wanted):
