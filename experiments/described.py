@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import gin
+import numpy as np
 
 from locore.datasets import Benchmark
-from locore.descriptors.ames import Locals, Stored, read_globals
+from locore.descriptors import ames
+from locore.descriptors.ames import Joined, Locals, Stored
 
 
 @gin.configurable
@@ -20,6 +22,9 @@ class Files:
     Attributes:
         query_global, gallery_global: raw float32. query_local, gallery_local: HDF5.
         count: L, how many of an image's local descriptors are used.
+        distractor_global, distractor_local: of images that follow the gallery's; None = they are in its files.
+        train_global, train_local: of the training images; None = nothing is trained.
+        train_neighbours: a pickle with their neighbours; None = they are searched.
     """
 
     query_global: str
@@ -27,33 +32,74 @@ class Files:
     gallery_global: str
     gallery_local: str
     count: int
+    distractor_global: str | None = None
+    distractor_local: str | None = None
+    train_global: str | None = None
+    train_local: str | None = None
+    train_neighbours: str | None = None
 
-    def tables(self, benchmark: Benchmark) -> tuple[Stored, Stored]:
+    def __post_init__(self):
+        for what in ("distractor", "train"):
+            if (getattr(self, f"{what}_global") is None) != (getattr(self, f"{what}_local") is None):
+                raise ValueError(f"Files.{what}_global and Files.{what}_local go together.")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of a global and of a local descriptor."""
+        return ames.widths(_path(self.gallery_global), _path(self.gallery_local))
+
+    def tables(self, benchmark: Benchmark) -> tuple[Stored, Stored | Joined]:
         """Of the queries and of the gallery.
 
         Raises:
             ValueError: a file is missing, or another one's.
         """
-        found = []
-        for images, globals_, locals_ in (
-            (benchmark.queries, self.query_global, self.query_local),
-            (benchmark.gallery, self.gallery_global, self.gallery_local),
-        ):
-            rows = read_globals(Path(globals_).expanduser(), len(images))
-            found.append(Stored(rows, Locals(Path(locals_).expanduser(), len(images), self.count)))
-        queries, gallery = found
-        for what, one, other in (
-            ("global", queries.globals_.shape[1], gallery.globals_.shape[1]),
-            ("local", queries.locals_.width, gallery.locals_.width),
-        ):
-            if one != other:
-                raise ValueError(f"The queries' {what} descriptors are {one} wide and the gallery's {other}.")
+        queries = self._stored(self.query_global, self.query_local, len(benchmark.queries))
+        if self.distractor_global and self.distractor_local:
+            behind = ames.described(_path(self.distractor_local))
+            gallery = self._stored(self.gallery_global, self.gallery_local, len(benchmark.gallery) - behind)
+            distractors = self._stored(self.distractor_global, self.distractor_local, behind)
+            _alike("gallery", gallery, "distractors", distractors)
+            _alike("queries", queries, "gallery", gallery)
+            return queries, Joined(gallery, distractors)
+        gallery = self._stored(self.gallery_global, self.gallery_local, len(benchmark.gallery))
+        _alike("queries", queries, "gallery", gallery)
         return queries, gallery
+
+    def training(self, images: int) -> Stored:
+        """Of so many training images; errors as `tables`."""
+        if not self.train_global or not self.train_local:
+            raise ValueError(
+                "There are no descriptors to train on; give Files.train_global and train_local, or Experiment.reranker."
+            )
+        return self._stored(self.train_global, self.train_local, images)
+
+    def neighbours(self, images: int) -> np.ndarray | None:
+        """(images, topk) of the training images, where there is a file of them."""
+        if not self.train_neighbours:
+            return None
+        return ames.read_neighbours(_path(self.train_neighbours), images, images).indices
+
+    def _stored(self, globals_: str, locals_: str, images: int) -> Stored:
+        return Stored(ames.read_globals(_path(globals_), images), Locals(_path(locals_), images, self.count))
 
     @cached_property
     def said(self) -> str:
         """The files as lines of a configuration: another size or time is another file."""
-        named = (self.query_global, self.query_local, self.gallery_global, self.gallery_local)
-        paths = [Path(name).expanduser() for name in named]
+        paths = [_path(name) for name in astuple(self) if isinstance(name, str)]
         stats = [(path, path.stat()) for path in paths if path.is_file()]
         return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
+
+
+def _path(name: str) -> Path:
+    return Path(name).expanduser()
+
+
+def _alike(one: str, ours: Stored, other: str, theirs: Stored) -> None:
+    """Refuse tables of different widths."""
+    for what, width, found in (
+        ("global", ours.globals_.shape[1], theirs.globals_.shape[1]),
+        ("local", ours.locals_.width, theirs.locals_.width),
+    ):
+        if width != found:
+            raise ValueError(f"The {what} descriptors of the {one} are {width} wide and those of the {other} {found}.")

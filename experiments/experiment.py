@@ -104,8 +104,15 @@ class Experiment:
                 "An ensemble is chosen on held-out training classes, never on what is asked; with Experiment.reranker "
                 "give Experiment.alpha and temperature, or Experiment.ensemble = False."
             )
-        if self.files and not self.reranker:
-            raise ValueError("Experiment.files have no training images' descriptors; give Experiment.reranker.")
+        if self.files and not self.reranker and not self.files.train_global:
+            raise ValueError(
+                "Experiment.files have no training images' descriptors; give Files.train_global and train_local, or "
+                "Experiment.reranker."
+            )
+        if self.files and (self.embedder_rate or self.sampling.views > 1):
+            raise ValueError(
+                "Experiment.files stay as they are; leave Experiment.embedder_rate and Sampling.views out."
+            )
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
         self.pass_size = self.window or self.candidates
@@ -116,7 +123,7 @@ class Experiment:
     @cached_property
     def model_settings(self) -> dict[str, Any]:
         """What a re-ranker that is to be trained is made of."""
-        global_dim, local_dim = self.extractor.sizes
+        global_dim, local_dim = self.files.widths if self.files else self.extractor.sizes
         return {
             "encoder": self.backbone,
             "local_dim": local_dim,

@@ -12,8 +12,9 @@ import torch
 from experiments.stages import Stages
 from locore import checkpoints, processes
 from locore.datasets import ImageSet, Relevance, Subset
-from locore.descriptors import Descriptors, Extractor
+from locore.descriptors import Extractor
 from locore.descriptors.live import Live
+from locore.descriptors.store import Rows, SearchedTable
 from locore.descriptors.unseen import WHOLE
 from locore.descriptors.views import AnyView, View
 from locore.evaluation import MetricLearning, Search
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
+WHITENED = 20_000  # images that a whitening is estimated from
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,19 @@ class Learned:
 def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, stage: Stages) -> Learned:
     """Train the experiment's model on these images; what a killed run left in the folder is gone on from."""
     with stage("training descriptors"):
-        train, made_by = experiment.describe(images, fitted=True)
+        train: SearchedTable
+        if experiment.files:
+            train, made_by = experiment.files.training(len(images)), np.zeros(len(images), dtype=np.int64)
+        else:
+            train, made_by = experiment.describe(images, fitted=True)
         others = [experiment.describe(View(images, n), fitted=True)[0] for n in range(1, experiment.sampling.views)]
     with stage("training lists"):
         lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
     model = experiment.model(seed)
     if experiment.whitening is not None:
-        assert isinstance(lists.descriptors, Descriptors)
-        model.embedding.whiten(lists.descriptors, experiment.whitening)
+        known = len(lists.descriptors)
+        some = torch.linspace(0, known - 1, min(known, WHITENED)).long()
+        model.embedding.whiten(lists.descriptors[some], experiment.whitening)
     if others:
         rows = torch.from_numpy(fitted.indices)
         lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))
@@ -106,8 +113,35 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     return Learned(model, ensemble, extractor)
 
 
+def among(listed: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
+    """The nearest that are among some images, and not the image itself.
+
+    Args:
+        listed: (N, topk) neighbours of all images. rows: (M,) the images. depth: how many of each.
+
+    Returns:
+        (M, depth), as places in `rows`.
+
+    Raises:
+        ValueError: an image has too few.
+    """
+    place = np.full(len(listed), -1)
+    place[rows] = np.arange(len(rows))
+    found = place[listed[rows]]
+    found[found == np.arange(len(rows))[:, None]] = -1
+    first = np.argsort(found < 0, axis=1, kind="stable")[:, :depth]
+    found = np.take_along_axis(found, first, axis=1)
+    fewest = int((found >= 0).sum(axis=1).min())
+    if found.shape[1] < depth or fewest < depth:
+        raise ValueError(
+            f"Files.train_neighbours leave an image only {fewest} neighbours that train, and {depth} are asked for; "
+            "lower Sampling.candidates or Sampling.depth, or leave the file out, and they are searched."
+        )
+    return found
+
+
 def _training_lists(
-    experiment: Experiment, descriptors: Descriptors, images: ImageSet, made_by: np.ndarray
+    experiment: Experiment, descriptors: SearchedTable, images: ImageSet, made_by: np.ndarray
 ) -> tuple[Lists, Search, Subset, Subset]:
     """Lists of nine tenths of the training classes, a search over the others that validates, and images of both."""
     labels = images.labels
@@ -118,17 +152,18 @@ def _training_lists(
     held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
     rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     count, depth = experiment.sampling.sizes(experiment.pass_size)
-    neighbours = np.empty((len(rows), depth), dtype=np.int64)
-    for maker in np.unique(made_by):
+    listed = experiment.files.neighbours(len(images)) if experiment.files else None
+    neighbours = np.empty((len(rows), depth), dtype=np.int64) if listed is None else among(listed, rows, depth)
+    for maker in np.unique(made_by) if listed is None else ():
         own = np.flatnonzero(made_by[rows] == maker)
         if len(own) <= depth:
             raise ValueError(
                 f"{len(labels)} training images are too few to train and to validate with lists from {depth} "
                 "neighbours; lower Experiment.candidates or Sampling.depth, or add classes."
             )
-        globals_ = descriptors.global_[rows[own]].float().numpy()
+        globals_ = np.asarray(descriptors.globals_[rows[own]], dtype=np.float32)
         neighbours[own] = own[search(globals_, globals_, depth, np.arange(len(own))).indices]
-    validating = descriptors[torch.from_numpy(others)]
+    validating = Rows(descriptors, torch.from_numpy(others))
     every = np.arange(len(others))
     answers = Relevance.from_labels(labels[others], labels[others], every)
     for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
@@ -136,5 +171,5 @@ def _training_lists(
     validation = Search.of(
         validating, validating, answers, labels[others], every, experiment.candidates, MetricLearning((1,))
     )
-    lists = Lists(descriptors[torch.from_numpy(rows)], neighbours, labels[rows], count, experiment.sampling)
+    lists = Lists(Rows(descriptors, torch.from_numpy(rows)), neighbours, labels[rows], count, experiment.sampling)
     return lists, validation, images.subset(rows), images.subset(others)

@@ -35,11 +35,11 @@ class Neighbours:
 
 
 class Table(Protocol):
-    """Rows (N, D) that are read a slice at a time: an array, or what reads one from disk."""
+    """Rows (N, D) that are read some at a time: an array, or what reads one from disk."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: slice) -> np.ndarray: ...
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray: ...
 
 
 def search(

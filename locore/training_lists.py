@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from locore import processes
+from locore.descriptors.ames import on_disk
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.store import Descriptors, DescriptorTable
+from locore.prefetch import ahead
 from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.reranker import Shortlist
 from locore.training import Training, Validate
@@ -150,9 +152,15 @@ def fit_reranker(
             {"params": list(embedder.parameters()), "scale": embedder_rate},
         ]
     sampling = lists.sampling
+    loaded: list[Iterator[tuple[Shortlist, Tensor]]] = []
 
     def losses(trained: nn.Module, step: int, device: torch.device) -> Iterator[Tensor]:
-        shortlist, labels = lists.batch(step, training.batch, seed, device)
+        if not loaded:  # here, because only now is it known at which step the training goes on
+            read = ahead if on_disk(lists.descriptors) else map
+            loaded.append(
+                iter(read(lambda s: lists.batch(s, training.batch, seed, device), range(step, training.steps)))
+            )
+        shortlist, labels = next(loaded[0])
         for part, part_labels in _parts(shortlist, labels, training.accumulation):
             if sampling.token_dropout:
                 part = replace(

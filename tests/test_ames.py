@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from locore.descriptors import ames, store
-from locore.descriptors.ames import Locals, Stored
+from locore.descriptors.ames import Joined, Locals, Stored, on_disk
+from locore.descriptors.store import Rows
 from locore.reranking import ListwiseReranker, Shortlist
 
 IMAGES, TOPK, WIDTH, GLOBAL = 40, 6, 8, 12
@@ -60,12 +61,25 @@ def test_a_shortlist_from_disk_is_the_one_from_memory(write, features, globals_,
     ames.write_globals(tmp_path / "global.pt", globals_)
     stored = Stored(ames.read_globals(tmp_path / "global.pt", IMAGES), Locals(tmp_path / "locals.h5", IMAGES))
     memory = store.unpack(torch.from_numpy(globals_), torch.from_numpy(features))
-    assert torch.equal(stored.global_, memory.global_)
+    assert (stored.globals_ == memory.globals_).all()
+    parts = []
+    for name, part in (("first", slice(0, 15)), ("second", slice(15, IMAGES))):
+        write(tmp_path / f"{name}.h5", features[part], globals_[part])
+        parts.append(Stored(globals_[part], Locals(tmp_path / f"{name}.h5", len(features[part]))))
+    joined = Joined(*parts)
+    assert len(joined) == IMAGES and (joined.globals_[10:20] == globals_[10:20]).all()
+    assert on_disk(joined) and on_disk(Rows(stored, torch.arange(3))) and not on_disk(memory)
     torch.manual_seed(0)
     model = ListwiseReranker("query_attention", WIDTH, GLOBAL, settings={"width": 16, "depth": 1, "heads": 2})
     rows, candidates = torch.arange(3), torch.randint(IMAGES, (3, 10))
-    from_disk, from_memory = (Shortlist.gather(table, rows, table, candidates) for table in (stored, memory))
-    assert torch.equal(model.rerank(from_disk).scores, model.rerank(from_memory).scores)
+    from_memory = model.rerank(Shortlist.gather(memory, rows, memory, candidates)).scores
+    for table in (stored, joined):
+        assert torch.equal(model.rerank(Shortlist.gather(table, rows, table, candidates)).scores, from_memory)
+    only = torch.tensor([[0, 3], [14, 1]])  # all of them in the first of the two
+    assert torch.equal(joined[only].local, memory[only].local)
+    some = Rows(memory, torch.tensor([7, 2, 9]))
+    assert torch.equal(some[torch.tensor([2, 0])].local, memory[torch.tensor([9, 7])].local)
+    assert (some.globals_ == globals_[[7, 2, 9]]).all()
 
 
 @pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])

@@ -118,12 +118,39 @@ class Reversing:
         return Ranking.by(-shortlist.similarities + shortlist.candidates.local.sum((-1, -2)))
 
 
+def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path):
+    count, random = 300, np.random.default_rng(1)
+    (tmp_path / "revisitop1m.txt").write_text("\n".join(f"{n}.jpg" for n in range(count)))
+    more = {
+        "global": random.normal(size=(count, GLOBAL)).astype(np.float32),
+        "local": random.normal(size=(count, LOCALS + 2, 5 + WIDTH)).astype(np.float16),
+    }
+    more["local"][..., 2:4] = 0
+    ames.write_globals(tmp_path / "distractor_global", more["global"])
+    ames.write_locals(tmp_path / "distractor_local", more["local"])
+    images = ames.described(folder / "gallery_local")
+    one_file = Locals(folder / "gallery_local", images)[np.arange(images)]
+    ames.write_locals(tmp_path / "gallery_local", np.concatenate([one_file, more["local"]]))
+    known = ames.read_globals(folder / "gallery_global", images)
+    ames.write_globals(tmp_path / "gallery_global", np.concatenate([known, more["global"]]))
+    within = [f"roxford5k.distractors = '{tmp_path}'"]
+    apart = [f"Files.distractor_{kind} = '{tmp_path / f'distractor_{kind}'}'" for kind in more]
+    together = [f"Files.gallery_{kind} = '{tmp_path / f'gallery_{kind}'}'" for kind in more]
+    assert run(folder, tmp_path / "apart", *within, *apart) == 0
+    assert run(folder, tmp_path / "together", *within, *together) == 0
+    found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("apart", "together")]
+    assert found[0]["protocols"] == found[1]["protocols"] and found[0]["benchmark"] == "roxford5k+1m"
+    assert run(folder, tmp_path / "less", *within) == 2  # and without their descriptors it says so
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        (["Files.distractor_global = 'x'"], "go together"),
+        (["Experiment.reranker = None", "Files.train_local = 'x'"], "go together"),
         (["Experiment.alpha = None", "Experiment.temperature = None"], "never on what is asked"),
         (["Experiment.alpha = None"], "go together"),
-        (["Experiment.reranker = None"], "give Experiment.reranker"),
+        (["Experiment.reranker = None"], "give Files.train_global"),
         (["Experiment.reranker = 'no'"], "No model at 'no"),
         (["Files.gallery_local = 'no'"], "No local descriptors at 'no'"),
         (["Files.count = 9"], "has 6 descriptors an image where 9"),

@@ -53,7 +53,10 @@ class Subset(ImageSet):
         self.base, self.indices = base, np.asarray(indices, dtype=np.int64)
         self.names = [base.names[i] for i in self.indices]
         self.labels = base.labels[self.indices]
-        self.fingerprint = hashlib.sha256(base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return hashlib.sha256(self.base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
 
     def image(self, index: int) -> Image.Image:
         return self.base.image(int(self.indices[index]))

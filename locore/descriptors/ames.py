@@ -6,8 +6,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import h5py
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from locore.descriptors import store
-from locore.descriptors.store import LEADING, Descriptors
+from locore.descriptors.store import LEADING, Descriptors, Rows
 from locore.files import atomic
 from locore.retrieval import Neighbours
 from locore.unpickle import unpickle
@@ -87,8 +86,10 @@ class Locals:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """(M,) rows in any order -> (M, L, 5 + D); each is read once, in the order in which they lie on disk."""
         known, places = np.unique(rows, return_inverse=True)
+        found = np.empty((len(known), self.count, LEADING + self.width), dtype=self._table.dtype)
         try:
-            found = np.stack([self._table[row, : self.count] for row in known])
+            for place, row in enumerate(known):
+                found[place] = self._table[row, : self.count]
         except (OSError, RuntimeError) as error:
             raise ValueError(f"'{self.path}' is damaged ({error}); get it again.") from error
         return found[places]
@@ -134,11 +135,6 @@ class Stored:
     def __len__(self) -> int:
         return len(self.globals_)
 
-    @cached_property
-    def global_(self) -> Tensor:
-        """(N, Dg), still on disk."""
-        return torch.from_numpy(self.globals_)
-
     def __getitem__(self, rows: Tensor) -> Descriptors:
         """Descriptors of some images, rows of any shape."""
         flat = rows.flatten().numpy()
@@ -146,6 +142,80 @@ class Stored:
             torch.from_numpy(np.ascontiguousarray(self.globals_[flat])), torch.from_numpy(self.locals_[flat])
         )
         return read[torch.arange(len(flat)).view(rows.shape)]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Rows (N, D) of two tables, the second's behind the first's, still where they are."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        ours = rows < len(self.first)
+        found = np.empty((len(rows), self.first.shape[1]), dtype=self.first.dtype)
+        found[ours], found[~ours] = self.first[rows[ours]], self.second[rows[~ours] - len(self.first)]
+        return found
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Two tables on disk as one, a gallery and the distractors behind it."""
+
+    first: Stored
+    second: Stored
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @property
+    def globals_(self) -> Behind:
+        """(N, Dg), still on disk."""
+        return Behind(self.first.globals_, self.second.globals_)
+
+    def __getitem__(self, rows: Tensor) -> Descriptors:
+        """Descriptors of some images, rows of any shape."""
+        flat = rows.flatten()
+        ours = flat < len(self.first)
+        parts = self.first[flat[ours]], self.second[flat[~ours] - len(self.first)]
+        places = torch.cat([ours.nonzero(), (~ours).nonzero()]).squeeze(1).argsort()
+        together = Descriptors(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Descriptors)))
+        return together[places.view(rows.shape)]
+
+
+def on_disk(table: object) -> bool:
+    """Whether a table is read from disk, so that it pays to read ahead."""
+    return isinstance(table.table if isinstance(table, Rows) else table, Stored | Joined)
+
+
+def widths(globals_: Path, locals_: Path) -> tuple[int, int]:
+    """Of a global and of a local descriptor in such files.
+
+    Raises:
+        ValueError: as `read_globals` and `Locals`.
+    """
+    images = described(locals_)
+    return read_globals(globals_, images).shape[1], Locals(locals_, images).width
+
+
+def described(path: Path) -> int:
+    """How many images a file of local descriptors describes.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return len(file[LOCALS])
+    except FileNotFoundError:
+        raise ValueError(f"No local descriptors at '{path}'.") from None
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
 
 
 def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from locore.files import atomic
+from locore.retrieval import Table
 
 LEADING = 5  # columns before a local descriptor: x, y, scale index, mask (1 = missing), weight
 
@@ -35,6 +36,11 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self.global_)
+
+    @property
+    def globals_(self) -> np.ndarray:
+        """The global descriptors of N images to search, (N, Dg) float32."""
+        return self.global_.float().numpy()
 
     def __getitem__(self, index) -> Descriptors:
         """Descriptors of some images: one indexed read of each tensor."""
@@ -73,10 +79,33 @@ class DescriptorTable(Protocol):
 
 
 class SearchedTable(DescriptorTable, Protocol):
-    """One whose global descriptors are all there to be searched."""
+    """One whose global descriptors can be searched."""
 
     @property
-    def global_(self) -> Tensor: ...
+    def globals_(self) -> Table: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table, read where they are asked for.
+
+    Attributes:
+        rows: (N,) which.
+    """
+
+    table: SearchedTable
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def globals_(self) -> np.ndarray:
+        """(N, Dg)."""
+        return np.asarray(self.table.globals_[self.rows.numpy()], dtype=np.float32)
+
+    def __getitem__(self, rows: Tensor) -> Descriptors:
+        return self.table[self.rows[rows]]
 
 
 def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from locore import processes
+from locore.descriptors.ames import on_disk
 from locore.descriptors.store import SearchedTable
 from locore.evaluation.bootstrap import interval
 from locore.evaluation.measures import Measures
 from locore.evaluation.metrics import relevance
+from locore.prefetch import ahead
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, search
@@ -66,9 +68,9 @@ class Search:
             NothingToAsk: no query has a right image.
             ValueError: the gallery has fewer images than there are to be candidates.
         """
-        searched, found = queries.global_.float().numpy(), gallery.global_.float().numpy()
+        searched, found = queries.globals_, gallery.globals_
         if callable(answers):
-            answers = answers(search(searched, found, candidates, self_index).indices)
+            answers = answers(search(searched[:], found, candidates, self_index).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise NothingToAsk("No query of this protocol has a right image in the gallery.")
@@ -91,24 +93,24 @@ class Search:
         """Re-rank the first `candidates` of every list."""
         head = self.neighbours.first(candidates)
 
-        def reranked(start: int) -> tuple[Ranking, float]:
+        def shortlist(start: int) -> Shortlist:
             part = slice(start, start + batch)
-            shortlist = Shortlist.gather(
-                self.queries,
-                torch.from_numpy(self.rows[part]),
-                self.gallery,
-                torch.from_numpy(head.indices[part]),
-                device,
-            )
+            rows, listed = torch.from_numpy(self.rows[part]), torch.from_numpy(head.indices[part])
+            gathered = Shortlist.gather(self.queries, rows, self.gallery, listed, device)
             behind = torch.from_numpy(head.behind[part]).to(device)
-            if behind.any():  # a gallery so small that the lists reach into what was moved behind them
-                shortlist = replace(shortlist, present=~behind)
+            # A gallery may be so small that the lists reach into what was moved behind them.
+            return replace(gathered, present=~behind) if behind.any() else gathered
+
+        def reranked(_: int) -> tuple[Ranking, float]:
+            lists = next(read)
             begun = time.perf_counter()
-            ranking = reranker.rerank(shortlist)
+            ranking = reranker.rerank(lists)
             ranking = Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu())
             return ranking, time.perf_counter() - begun
 
-        done = processes.spread(reranked, range(0, len(self.rows), batch), "re-ranking")
+        starts = range(0, len(self.rows), batch)
+        read = (ahead if on_disk(self.gallery) else map)(shortlist, processes.share(starts))
+        done = processes.spread(reranked, starts, "re-ranking")
         rankings = [ranking for ranking, _ in done]
         scored = [r.scores for r in rankings if r.scores is not None]
         return Reranked(
