@@ -20,6 +20,7 @@ class Files:
     """Where the descriptors of queries and gallery are; they are read as they are needed.
 
     Attributes:
+        root: the folder that the others are below.
         query_global, gallery_global: raw float32. query_local, gallery_local: HDF5.
         count: L, how many of an image's local descriptors are used.
         distractor_global, distractor_local: of images that follow the gallery's; None = they are in its files.
@@ -32,6 +33,7 @@ class Files:
     gallery_global: str
     gallery_local: str
     count: int
+    root: str = "."
     distractor_global: str | None = None
     distractor_local: str | None = None
     train_global: str | None = None
@@ -46,7 +48,7 @@ class Files:
     @property
     def widths(self) -> tuple[int, int]:
         """Of a global and of a local descriptor."""
-        return ames.widths(_path(self.gallery_global), _path(self.gallery_local))
+        return ames.widths(self._path(self.gallery_global), self._path(self.gallery_local))
 
     def tables(self, benchmark: Benchmark) -> tuple[Stored, Stored | Joined]:
         """Of the queries and of the gallery.
@@ -56,7 +58,7 @@ class Files:
         """
         queries = self._stored(self.query_global, self.query_local, len(benchmark.queries))
         if self.distractor_global and self.distractor_local:
-            behind = ames.described(_path(self.distractor_local))
+            behind = ames.described(self._path(self.distractor_local))
             gallery = self._stored(self.gallery_global, self.gallery_local, len(benchmark.gallery) - behind)
             distractors = self._stored(self.distractor_global, self.distractor_local, behind)
             _alike("gallery", gallery, "distractors", distractors)
@@ -78,21 +80,20 @@ class Files:
         """(images, topk) of the training images, where there is a file of them."""
         if not self.train_neighbours:
             return None
-        return ames.read_neighbours(_path(self.train_neighbours), images, images).indices
+        return ames.read_neighbours(self._path(self.train_neighbours), images, images).indices
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, Path(name).expanduser()).expanduser()
 
     def _stored(self, globals_: str, locals_: str, images: int) -> Stored:
-        return Stored(ames.read_globals(_path(globals_), images), Locals(_path(locals_), images, self.count))
+        return Stored(ames.read_globals(self._path(globals_), images), Locals(self._path(locals_), images, self.count))
 
     @cached_property
     def said(self) -> str:
         """The files as lines of a configuration: another size or time is another file."""
-        paths = [_path(name) for name in astuple(self) if isinstance(name, str)]
+        paths = [self._path(name) for name in astuple(self) if isinstance(name, str)]
         stats = [(path, path.stat()) for path in paths if path.is_file()]
         return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
-
-
-def _path(name: str) -> Path:
-    return Path(name).expanduser()
 
 
 def _alike(one: str, ours: Stored, other: str, theirs: Stored) -> None:

@@ -56,6 +56,7 @@ class Experiment:
         published: what `locore.load` has to be told of the published one.
         files: descriptors that someone has extracted; None = the extractor's.
         positions, score, global_token, dropout: see `ListwiseReranker`.
+        positions_at_least: rows of its position table, where a list has fewer tokens.
         whitening: start the projections as a whitening of the training descriptors, 1 = wholly, 0 = only scaled; None =
             start them at random.
         language_model: a folder with Longformer's or RoBERTa's weights to start from, see `locore.language_model`.
@@ -75,6 +76,7 @@ class Experiment:
     published: dict[str, Any] = field(default_factory=dict)
     files: Files | None = None
     positions: str = "absolute"
+    positions_at_least: int = 0
     score: str = "mean"
     global_token: bool = True
     dropout: float = 0.0
@@ -128,7 +130,7 @@ class Experiment:
             "encoder": self.backbone,
             "local_dim": local_dim,
             "global_dim": global_dim,
-            "max_positions": self.layout.tokens,
+            "max_positions": max(self.layout.tokens, self.positions_at_least),
             "size": self.size,
             "settings": SETTINGS[self.backbone]() if self.backbone in SETTINGS else {},
             "global_token": self.global_token,

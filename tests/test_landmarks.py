@@ -118,6 +118,20 @@ class Reversing:
         return Ranking.by(-shortlist.similarities + shortlist.candidates.local.sum((-1, -2)))
 
 
+@pytest.mark.parametrize("benchmark", ["roxford5k", "rparis6k"])
+@pytest.mark.parametrize("descriptors", ["sg_cvnet", "sg_dinov2", "dinov2_dinov2"])
+@pytest.mark.parametrize(
+    ("more", "tokens"), [([], 5050), (["million"], 5050), (["l100k50"], 5100), (["l25k200"], 5025)]
+)
+def test_every_row_of_tables_b_and_c_is_a_few_files(folder, benchmark, descriptors, more, tokens, capsys):
+    files = [part for name in (benchmark, descriptors, *more) for part in ("--gin", f"gin/landmarks/{name}.gin")]
+    lines = [f"Experiment.reranker = '{folder}'", "Experiment.published = {'heads': 4, 'window': 16}"]
+    assert main([*files, "--dry-run", *(part for line in lines for part in ("--set", line))]) == 0
+    printed = capsys.readouterr().out
+    assert f"= {tokens} tokens" in printed and "Experiment.candidates = 400" in printed
+    assert f"Data.benchmark = '{benchmark}'" in printed and f"Files.root = 'data/{benchmark}'" in printed
+
+
 def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path):
     count, random = 300, np.random.default_rng(1)
     (tmp_path / "revisitop1m.txt").write_text("\n".join(f"{n}.jpg" for n in range(count)))

@@ -12,7 +12,7 @@ from locore.descriptors.embedder import Embedder
 from locore.reranking import ListwiseReranker, Shortlist
 
 FILES = sorted(path.name for path in Path("gin/paper").glob("*_*.gin") if path.name != "metric_learning.gin")
-TOKENS, LOCAL, GLOBAL = 5_050, 128, 512
+POSITIONS, LOCAL, GLOBAL = 5_120, 128, 512
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def encoder(name: str) -> tuple[int, int]:
 def embedding(width: int) -> int:
     """Projections of locals and globals, scales, SEP and PAD, positions (two rows unused), token type, norm; head."""
     projections = LOCAL + 1 + (GLOBAL + 1 if width != GLOBAL else 0)
-    return (projections + 3 + 2 + TOKENS + 2 + 1 + 2) * width + 2 * width + 2
+    return (projections + 3 + 2 + POSITIONS + 2 + 1 + 2) * width + 2 * width + 2
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -76,6 +76,17 @@ def test_neighbours_that_are_searched_or_read_give_the_same_training(root, tmp_p
     assert searched["reranked"] != searched["global"]
 
 
+def test_the_papers_training_is_one_file(tmp_path, capsys):
+    ames.write_globals(tmp_path / "dinov2_index_global.pt", np.zeros((2, 768), np.float32))
+    ames.write_locals(tmp_path / "dinov2_index_local.hdf5", np.zeros((2, 50, 5 + 768), np.float16))
+    arguments = ["--gin", "gin/landmarks/train.gin", "--dry-run", "--set", f"Files.root = '{tmp_path}'"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "= 5050 tokens" in printed
+    # The supplement's 111.8 M with 2,048-d globals that are projected; these are as wide as the encoder already.
+    assert f"Parameters: {111_830_786 - (2048 * 768 + 768):,}" in printed
+
+
 def test_neighbours_among_the_training_images():
     random = np.random.default_rng(0)
     listed = np.stack([random.permutation(30) for _ in range(30)])
