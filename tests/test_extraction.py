@@ -190,6 +190,16 @@ def test_the_command_leaves_files_that_are_read_again(root, images, tmp_path, gi
     }
 
 
+@pytest.mark.parametrize(("name", "found"), [("dinov2", "50 locals"), ("resnet50", "50 locals")])
+def test_the_files_of_models_build(name, found, capsys):
+    lines = ["Extractor.weights = 'random'", "Extractor.image_size = 112"]
+    arguments = ["--gin", f"gin/extract/{name}.gin", "--gin", "gin/data/roxford5k.gin", "--dry-run"]
+    assert extract.main([*arguments, *(part for line in lines for part in ("--set", line))]) == 0
+    printed = capsys.readouterr().out
+    widths = {"dinov2": {"global": 768, "local": 768}, "resnet50": {"global": 2048, "local": 1024}}
+    assert found in printed and str(widths[name]) in printed
+
+
 def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file, capsys):
     one, other = tmp_path / "one", tmp_path / "other"
     asked = lines(root, "Extraction.global_dim = 7", "Extraction.local_dim = 9")
