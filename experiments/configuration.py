@@ -36,6 +36,7 @@ SETTINGS = {
     **{name: configurable(registry, name) for name in backbones.available()},
     **{name: configurable(benchmarks, name) for name in benchmarks.available()},
 }
+COMMANDS = ["Experiment", "Embedding", "Extraction", "Files"]  # of a gin file a command skips what is another's
 T = TypeVar("T")
 extractor = gin.external_configurable(Extractor, module="locore")
 training = gin.external_configurable(Training, module="locore")
@@ -55,9 +56,9 @@ def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
     logging.disable(logging.ERROR)  # gin logs an error for every folder in which an included file is not
     try:
         for file in files:
-            _read(gin.parse_config_file, _found(file), file, print_includes_and_imports=False)
+            _read(gin.parse_config_file, _found(file), file, print_includes_and_imports=False, skip_unknown=COMMANDS)
         for line in overrides:
-            _read(gin.parse_config, line, line)
+            _read(gin.parse_config, line, line, skip_unknown=COMMANDS)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -84,7 +85,7 @@ def _read(parser: Callable, text: str, said: str, **options) -> None:
     except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
-            known = ["Data", "Experiment", "Embedding", "Extractor", "Training", "Sampling", "Finetuning", *SETTINGS]
+            known = ["Data", "Extractor", "Training", "Sampling", "Finetuning", *COMMANDS, *SETTINGS]
             raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
         raise ValueError(f"In '{said}': {error}") from error
 

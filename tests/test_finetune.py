@@ -241,12 +241,23 @@ def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
     assert not (tmp_path / "0.0" / WHOLE).exists()
 
 
-@pytest.mark.parametrize(("module", "gin"), [("run", "gin/mamba.gin"), ("embed", "gin/embed/head.gin")])
-def test_files_of_data_mix_into_either_command(module, gin):
+@pytest.mark.parametrize(
+    ("module", "gin"), [("run", "gin/mamba.gin"), ("embed", "gin/embed/head.gin"), ("extract", "gin/data/glyphs.gin")]
+)
+def test_files_of_data_mix_into_every_command(module, gin):
     """In a process of its own, where nothing has been imported but what the command itself needs."""
-    command = [sys.executable, "-m", f"experiments.{module}", "--gin", gin, "--gin", "gin/data/emoji.gin", "--dry-run"]
+    command = [
+        sys.executable,
+        "-m",
+        f"experiments.{module}",
+        "--gin",
+        gin,
+        "--gin",
+        "gin/data/posters.gin",
+        "--dry-run",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "Data.benchmark = 'folder'" in done.stdout, done.stderr
+    assert done.returncode == 0 and "Data.benchmark = 'posters'" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HIDDEN = 512  # channels inside the attention, as DELG has it
-
 
 class Attention(nn.Module):
-    """Cells weighted by two convolutions of a single cell (Noh et al. 2017, section 3.2; Cao et al. 2020, section 3.3).
+    """Cells weighted by an attention of a cell alone (DELG: Cao et al. 2020, section 3.3; as AMES trains its detector).
 
     Trained to classify, it says which cells matter: it is the detector of local descriptors as well.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.hidden, self.score = nn.Conv2d(channels, HIDDEN, 1), nn.Conv2d(HIDDEN, 1, 1)
+        self.project = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels))
+        self.score = nn.Conv2d(channels, 1, 1)
 
     def weights(self, features: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, h, w), positive.
@@ -26,16 +25,20 @@ class Attention(nn.Module):
         Raises:
             ValueError: C is another one than it was trained on.
         """
-        if features.shape[1] != self.hidden.in_channels:
+        if features.shape[1] != self.score.in_channels:
             raise ValueError(
-                f"The detector was trained on maps of {self.hidden.in_channels} channels, and these have "
+                f"The detector was trained on maps of {self.score.in_channels} channels, and these have "
                 f"{features.shape[1]}; train one for this model and stage."
             )
-        return F.softplus(self.score(self.hidden(features).relu())).squeeze(1)
+        return self._weights(self.project(features))
+
+    def _weights(self, projected: Tensor) -> Tensor:
+        return F.softplus(self.score(projected.relu())).squeeze(1)
 
     def forward(self, features: Tensor) -> Tensor:
-        weights = self.weights(features)[:, None]
-        return (weights * F.normalize(features, dim=1)).sum((2, 3)) / weights.sum((2, 3))
+        projected = self.project(features)
+        weights = self._weights(projected)[:, None]
+        return (weights * F.normalize(projected, dim=1)).sum((2, 3)) / weights.sum((2, 3))
 
 
 def _average(features: Tensor) -> Tensor:
