@@ -16,7 +16,7 @@ import backbones
 from backbones import ListLayout, SequenceEncoder
 from backbones.registry import suggest
 from locore.descriptors.store import Descriptors
-from locore.reranking.reranker import Ranking, Shortlist
+from locore.reranking.reranker import Ranking, Shortlist, only_present
 
 WEIGHTS = "model.safetensors"
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
@@ -282,6 +282,4 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         self.eval()
         scores = self.scores(self(shortlist))
         self.train(training)
-        if shortlist.present is not None:
-            scores = scores.masked_fill(~shortlist.present, float("-inf"))
-        return Ranking.by(scores)
+        return Ranking.by(only_present(scores, shortlist.present))

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.registry import Registry
 from locore.descriptors.store import Descriptors, DescriptorTable
+
+rerankers = Registry("re-ranker", "locore.reranking", "locore.rerankers")  # those without training
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,17 @@ class Ranking:
     def by(cls, scores: Tensor) -> Ranking:
         """Best score first; equal scores keep the shortlist's order."""
         return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
+
+
+def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
+    """Scores (B, K), -inf for candidates that are not there."""
+    return scores if present is None else scores.masked_fill(~present, -torch.inf)
+
+
+def among_candidates(shortlist: Shortlist) -> Tensor:
+    """(B, K, K) similarities of a list's candidates by global descriptors; -inf to those that are not there."""
+    alike = shortlist.candidates.global_ @ shortlist.candidates.global_.mT
+    return alike if shortlist.present is None else alike.masked_fill(~shortlist.present[:, None], -torch.inf)
 
 
 class Reranker(Protocol):

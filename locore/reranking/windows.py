@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backbones.registry import suggest
 from locore.reranking.ensemble import Ensemble
-from locore.reranking.reranker import Ranking, Reranker, Shortlist
+from locore.reranking.reranker import Ranking, Reranker, Shortlist, only_present
 
 WAYS = {
     "end-to-start": (False,),
@@ -64,10 +64,7 @@ class Windows:
             return ranking.order
         if ranking.scores is None:
             raise ValueError("This re-ranker gives an order without scores, so windows have no ensemble to sort by.")
-        scores = self.ensemble(window.similarities, ranking.scores)
-        if window.present is not None:
-            scores = scores.masked_fill(~window.present, float("-inf"))
-        return Ranking.by(scores).order
+        return Ranking.by(only_present(self.ensemble(window.similarities, ranking.scores), window.present)).order
 
 
 def windows(count: int, size: int, stride: int, ahead: bool) -> list[tuple[int, int]]:

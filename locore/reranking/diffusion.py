@@ -1,0 +1,49 @@
+"""Diffusion on the shortlist (Iscen et al. 2017, section 4): similarity flows along a graph of mutual neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from locore.reranking.reranker import Ranking, Shortlist, among_candidates, only_present, rerankers
+
+
+@rerankers.register("diffusion")
+@dataclass(frozen=True)
+class Diffusion:
+    """A regularised random walk from the query, solved exactly.
+
+    Attributes:
+        neighbours: k, edges lead to candidates that are among each other's k nearest. gamma: power of similarities.
+        alpha: share that walks on. query_neighbours: candidates that the walk starts from.
+    """
+
+    neighbours: int = 10
+    gamma: float = 3.0
+    alpha: float = 0.9
+    query_neighbours: int = 10
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by f, where (I - α S) f = y: S the normalised affinity, y the query's similarities."""
+        alike = among_candidates(shortlist)
+        count = alike.shape[1]
+        own = torch.eye(count, dtype=torch.bool, device=alike.device)
+        alike = alike.masked_fill(own, -torch.inf)
+        near = alike.topk(min(self.neighbours, count - 1), dim=2).indices
+        listed = torch.zeros_like(alike, dtype=torch.bool).scatter(2, near, True)
+        edges = listed & listed.mT & (alike > 0)
+        affinity = torch.where(edges, alike.clamp(min=0) ** self.gamma, 0.0).double()
+        scale = affinity.sum(dim=2).clamp(min=1e-12).rsqrt()
+        walk = scale[:, :, None] * affinity * scale[:, None, :]
+        similarities = only_present(
+            torch.einsum("bd,bkd->bk", shortlist.query.global_, shortlist.candidates.global_), shortlist.present
+        )
+        nearest, places = similarities.topk(min(self.query_neighbours, count), dim=1)
+        start = torch.zeros_like(similarities).scatter(1, places, nearest.clamp(min=0) ** self.gamma).double()
+        flow = torch.linalg.solve(torch.eye(count, dtype=walk.dtype, device=walk.device) - self.alpha * walk, start)
+        # What the walk does not reach keeps the order that it had, behind.
+        reached = flow > 1e-12
+        scores = torch.where(reached, flow, similarities.double().clamp(min=-1) * 1e-12 - 1e-11)
+        return Ranking.by(only_present(scores, shortlist.present))

@@ -1,0 +1,62 @@
+"""Query expansion and database-side augmentation, by global descriptors of the shortlist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from locore.reranking.reranker import Ranking, Shortlist, among_candidates, only_present, rerankers
+
+
+@rerankers.register("query_expansion")
+@dataclass(frozen=True)
+class QueryExpansion:
+    """The query and its nearest candidates in one: αQE (Radenović et al. 2019, section 5.3), with α = 0 the average
+    (Chum et al. 2007).
+
+    Attributes:
+        neighbours: how many. alpha: power of their similarities, which are their weights.
+    """
+
+    neighbours: int = 10
+    alpha: float = 3.0
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by their similarity to the expanded query."""
+        candidates = shortlist.candidates.global_
+        similarities = torch.einsum("bd,bkd->bk", shortlist.query.global_, candidates)
+        near, places = only_present(similarities, shortlist.present).topk(
+            min(self.neighbours, similarities.shape[1]), dim=1
+        )
+        weights = near.clamp(min=0) ** self.alpha * (near != -torch.inf)
+        spread = torch.zeros_like(similarities).scatter(1, places, weights)
+        expanded = F.normalize(shortlist.query.global_ + torch.einsum("bk,bkd->bd", spread, candidates), dim=-1)
+        return Ranking.by(only_present(torch.einsum("bd,bkd->bk", expanded, candidates), shortlist.present))
+
+
+@rerankers.register("database_augmentation")
+@dataclass(frozen=True)
+class DatabaseAugmentation:
+    """Each candidate and its nearest others on the list in one (Turcot and Lowe 2009; Arandjelović and Zisserman 2012).
+
+    Attributes:
+        neighbours: how many, itself not counted. alpha: power of their similarities, which are their weights.
+    """
+
+    neighbours: int = 10
+    alpha: float = 3.0
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Augmented candidates by their similarity to the query."""
+        candidates, alike = shortlist.candidates.global_, among_candidates(shortlist)
+        near, places = alike.topk(min(self.neighbours + 1, alike.shape[1]), dim=2)
+        weights = near.clamp(min=0) ** self.alpha * (near != -torch.inf)
+        spread = torch.zeros_like(alike).scatter(2, places, weights)
+        augmented = F.normalize(spread @ candidates, dim=-1)
+        return Ranking.by(
+            only_present(torch.einsum("bd,bkd->bk", shortlist.query.global_, augmented), shortlist.present)
+        )

@@ -1,0 +1,58 @@
+"""Local descriptors matched without training: each of the query's with the most similar of a candidate's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+
+
+def local_similarities(shortlist: Shortlist) -> Tensor:
+    """(B, K, L, L) cosine of each of the query's locals and each of a candidate's; -1 where either is missing."""
+    query, candidates = (F.normalize(d.local, dim=-1) for d in (shortlist.query, shortlist.candidates))
+    similarities = torch.einsum("bld,bkmd->bklm", query, candidates)
+    real = shortlist.query.mask[:, None, :, None] & shortlist.candidates.mask[:, :, None, :]
+    return similarities.masked_fill(~real, -1.0)
+
+
+def mutual(similarities: Tensor) -> Tensor:
+    """(B, K, L, L) bool: pairs that are each other's most similar."""
+    best = similarities == similarities.amax(dim=3, keepdim=True)
+    return best & (similarities == similarities.amax(dim=2, keepdim=True)) & (similarities > -1)
+
+
+@rerankers.register("chamfer")
+@dataclass(frozen=True)
+class Chamfer:
+    """Mean over the query's locals of the similarity to the nearest of the candidate's."""
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by chamfer similarity."""
+        best = local_similarities(shortlist).amax(dim=3)
+        real = shortlist.query.mask[:, None, :]
+        scores = (best * real).sum(dim=2) / real.sum(dim=2).clamp(min=1)
+        return Ranking.by(only_present(scores, shortlist.present))
+
+
+@rerankers.register("mutual_neighbours")
+@dataclass(frozen=True)
+class MutualNeighbours:
+    """Sum of the similarities of locals that are each other's nearest.
+
+    Attributes:
+        least: similarity that a match has at least.
+    """
+
+    least: float = 0.0
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by the sum over their matches."""
+        similarities = local_similarities(shortlist)
+        matched = mutual(similarities) & (similarities >= self.least)
+        return Ranking.by(only_present((similarities * matched).sum(dim=(2, 3)), shortlist.present))
