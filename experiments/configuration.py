@@ -16,6 +16,7 @@ from backbones.registry import suggest
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.descriptors.finetune import Finetuning
+from locore.reranking.reranker import rerankers
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -29,11 +30,12 @@ def configurable(registry_, name: str):
     def build(**settings):
         return dict(settings)
 
-    return gin.external_configurable(build, name=name, module=registry_.kind)
+    return gin.external_configurable(build, name=name, module=registry_.kind.replace("-", ""))
 
 
 SETTINGS = {
     **{name: configurable(registry, name) for name in backbones.available()},
+    **{name: configurable(rerankers, name) for name in rerankers.available()},
     **{name: configurable(benchmarks, name) for name in benchmarks.available()},
 }
 COMMANDS = ["Experiment", "Embedding", "Extraction", "Files"]  # of a gin file a command skips what is another's

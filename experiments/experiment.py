@@ -33,12 +33,14 @@ from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, 
 from locore.language_model import start_from
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
 from locore.reranking.listwise import WEIGHTS
+from locore.reranking.reranker import rerankers
 from locore.training import Training
 from locore.training_lists import Sampling
 
 log = logging.getLogger(__name__)
 
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
+LISTWISE = "listwise"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,8 +50,9 @@ class Experiment:
     """What to run; `seed` and the run folder come from the command line.
 
     Attributes:
-        backbone, size: registered names. candidates: how many are re-ranked.
-        window: K of one pass where that are more, see `Windows`; None = all candidates in one.
+        method: "listwise", or a registered re-ranker that needs no training.
+        backbone, size: registered names of the list-wise one's encoder. candidates: how many are re-ranked.
+        window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes.
         reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
@@ -65,6 +68,7 @@ class Experiment:
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
 
+    method: str = LISTWISE
     backbone: str = "mamba"
     size: str = "mini"
     candidates: int = 24
@@ -91,6 +95,16 @@ class Experiment:
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
+        if self.method not in (LISTWISE, *rerankers.available()):
+            unknown = self.method
+            raise ValueError(
+                f"Unknown Experiment.method '{unknown}'{suggest(unknown, [LISTWISE, *rerankers.available()])}"
+            )
+        if self.method != LISTWISE and (self.reranker or self.embedder_rate):
+            raise ValueError(
+                f"'{self.method}' has no weights; leave Experiment.reranker and Experiment.embedder_rate out."
+            )
+        self.trains = self.method == LISTWISE and not self.reranker
         if self.evaluated_in not in PRECISIONS:
             unknown = self.evaluated_in
             raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
@@ -106,7 +120,7 @@ class Experiment:
                 "An ensemble is chosen on held-out training classes, never on what is asked; with Experiment.reranker "
                 "give Experiment.alpha and temperature, or Experiment.ensemble = False."
             )
-        if self.files and not self.reranker and not self.files.train_global:
+        if self.files and self.trains and not self.files.train_global:
             raise ValueError(
                 "Experiment.files have no training images' descriptors; give Files.train_global and train_local, or "
                 "Experiment.reranker."
@@ -151,9 +165,15 @@ class Experiment:
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Parameters of the re-ranker, and width of its tokens."""
+        """Parameters of the re-ranker, and width of its tokens, or of the descriptors where it has none."""
+        if self.method != LISTWISE:
+            _ = self._untrained()
+            return 0, sum(self.files.widths if self.files else self.extractor.sizes)
         model = self.model(seed=0)
         return sum(p.numel() for p in model.parameters()), model.encoder.hidden_size
+
+    def _untrained(self) -> Reranker:
+        return rerankers.create(self.method, **SETTINGS[self.method]())
 
     def weights_used(self) -> str:
         """What is in the files of weights, as lines of the configuration: another file there is another run."""
@@ -173,7 +193,7 @@ class Experiment:
         stage = Stages()
         with stage("benchmark"):
             benchmark = self.data.load()
-            if not self.reranker:
+            if self.trains:
                 self._check(self.data.training_images(benchmark))
         with stage("descriptors"):
             queries, gallery = (
@@ -183,21 +203,19 @@ class Experiment:
             )
         with stage("shortlists"):
             searches = self._searches(benchmark, queries, gallery)
-        if self.reranker:
-            learned = Learned(self.model(seed).to(self.device), None, None)
-            self._fit_together(learned.model, queries)
-        else:
+        learned = Learned(None, None, None)
+        if self.trains:
             learned = learn(self, self.data.training_images(benchmark), folder, seed, stage)
         if learned.extractor:  # the shortlists stay, what is read of their images is new
             gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model = learned.model.to(PRECISIONS[self.evaluated_in])
+        model = self._untrained() if self.method != LISTWISE else self._evaluated(learned, queries, seed)
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
             rankings = self._rerank_protocols(searches, self._windows(model))
             orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
-            if ensemble and self.window:
+            if ensemble and isinstance(self._windows(model), Windows):
                 for protocol, reranked in self._rerank_protocols(searches, self._windows(model, ensemble)).items():
                     orders[protocol]["ensemble"] = reranked.order
             elif ensemble:
@@ -209,7 +227,7 @@ class Experiment:
                 outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {
             "benchmark": benchmark.name,
-            "backbone": model.spec["encoder"],
+            "backbone": model.spec["encoder"] if isinstance(model, ListwiseReranker) else self.method,
             "candidates": self.candidates,
             "protocol": first,
             **tables[first],
@@ -273,9 +291,17 @@ class Experiment:
                 log.warning("Under '%s' no query has a right image, so it is left out.", protocol)
         return searches
 
-    def _windows(self, model: ListwiseReranker, ensemble: Ensemble | None = None) -> Reranker:
+    def _evaluated(self, learned: Learned, queries: SearchedTable, seed: int) -> ListwiseReranker:
+        """The list-wise model that was trained or is loaded, as it is evaluated."""
+        model = learned.model or self.model(seed).to(self.device)
+        self._fit_together(model, queries)
+        return model.to(PRECISIONS[self.evaluated_in])
+
+    def _windows(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
         """The model as it re-ranks all candidates."""
-        return Windows(model, self.window, self.window // 2, ensemble=ensemble) if self.window else model
+        if self.window and isinstance(model, ListwiseReranker):
+            return Windows(model, self.window, self.window // 2, ensemble=ensemble)
+        return model
 
     def describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""

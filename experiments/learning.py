@@ -37,11 +37,12 @@ class Learned:
     """What came of training.
 
     Attributes:
-        model: the re-ranker. ensemble: with the global score, chosen on the held-out classes; None = not asked for.
+        model: the re-ranker; None = none was trained.
+        ensemble: with the global score, chosen on the held-out classes; None = not asked for.
         extractor: the one whose network was trained with the re-ranker, if it was.
     """
 
-    model: ListwiseReranker
+    model: ListwiseReranker | None
     ensemble: Ensemble | None
     extractor: Extractor | None
 
