@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("Start experiments.compare by itself: each of its runs is a process of its own.")
     if len({Path(file).stem for file in options.rows}) < len(options.rows):
         raise ValueError("Two gin files have the same name, and rows are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.

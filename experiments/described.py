@@ -8,10 +8,15 @@ from pathlib import Path
 
 import gin
 import numpy as np
+import torch
 
-from locore.datasets import Benchmark
+from locore.datasets import Benchmark, ImageSet, Subset
 from locore.descriptors import ames
 from locore.descriptors.ames import Joined, Locals, Stored
+from locore.descriptors.store import Rows
+from locore.retrieval import Neighbours
+
+Table = Stored | Joined | Rows
 
 
 @gin.configurable
@@ -23,6 +28,8 @@ class Files:
         root: the folder that the others are below.
         query_global, gallery_global: raw float32. query_local, gallery_local: HDF5.
         count: L, how many of an image's local descriptors are used.
+        shortlists: a pickle with the neighbours of the queries, which may come of other global descriptors; None = they
+            are searched.
         distractor_global, distractor_local: of images that follow the gallery's; None = they are in its files.
         train_global, train_local: of the training images; None = nothing is trained.
         train_neighbours: a pickle with their neighbours; None = they are searched.
@@ -34,6 +41,7 @@ class Files:
     gallery_local: str
     count: int
     root: str = "."
+    shortlists: str | None = None
     distractor_global: str | None = None
     distractor_local: str | None = None
     train_global: str | None = None
@@ -50,43 +58,78 @@ class Files:
         """Of a global and of a local descriptor."""
         return ames.widths(self._path(self.gallery_global), self._path(self.gallery_local))
 
-    def tables(self, benchmark: Benchmark) -> tuple[Stored, Stored | Joined]:
+    def tables(self, benchmark: Benchmark) -> tuple[Table, Table]:
         """Of the queries and of the gallery.
 
         Raises:
             ValueError: a file is missing, or another one's.
         """
-        queries = self._stored(self.query_global, self.query_local, len(benchmark.queries))
-        if self.distractor_global and self.distractor_local:
-            behind = ames.described(self._path(self.distractor_local))
-            gallery = self._stored(self.gallery_global, self.gallery_local, len(benchmark.gallery) - behind)
-            distractors = self._stored(self.distractor_global, self.distractor_local, behind)
-            _alike("gallery", gallery, "distractors", distractors)
+        queries = self._table("query", benchmark.queries)
+        if not self.distractor_local:
+            gallery = self._table("gallery", benchmark.gallery)
             _alike("queries", queries, "gallery", gallery)
-            return queries, Joined(gallery, distractors)
-        gallery = self._stored(self.gallery_global, self.gallery_local, len(benchmark.gallery))
+            return queries, gallery
+        behind, every = ames.described(self._path(self.distractor_local)), len(benchmark.gallery)
+        if behind >= every:
+            raise ValueError(
+                f"The distractors' files describe {behind:,} images and the gallery has {every:,} in all; give the "
+                "benchmark's own option for distractors as well, such as roxford5k.distractors."
+            )
+        gallery, distractors = self._stored("gallery", every - behind), self._stored("distractor", behind)
+        _alike("gallery", gallery, "distractors", distractors)
         _alike("queries", queries, "gallery", gallery)
-        return queries, gallery
+        return queries, Joined(gallery, distractors)
 
-    def training(self, images: int) -> Stored:
-        """Of so many training images; errors as `tables`."""
+    def known(self, benchmark: Benchmark) -> Neighbours | None:
+        """The shortlists of the queries, where there is a file of them."""
+        if not self.shortlists:
+            return None
+        path, queries = self._path(self.shortlists), benchmark.queries
+        try:
+            return ames.read_neighbours(path, len(queries), len(benchmark.gallery))
+        except ValueError:
+            if not isinstance(queries, Subset):
+                raise
+        found, rows = ames.read_neighbours(path, len(queries.base), len(benchmark.gallery)), queries.indices
+        return Neighbours(found.indices[rows], found.similarities[rows], found.behind[rows])
+
+    def training(self, images: ImageSet) -> Table:
+        """Of the training images; errors as `tables`."""
         if not self.train_global or not self.train_local:
             raise ValueError(
                 "There are no descriptors to train on; give Files.train_global and train_local, or Experiment.reranker."
             )
-        return self._stored(self.train_global, self.train_local, images)
+        train = self._table("train", images)
+        _alike("training images", train, "gallery", self._stored("gallery", None))
+        return train
 
-    def neighbours(self, images: int) -> np.ndarray | None:
-        """(images, topk) of the training images, where there is a file of them."""
+    def neighbours(self, images: ImageSet) -> np.ndarray | None:
+        """(N, topk) of the training images, -1 for one that is left out; None where there is no file of them."""
         if not self.train_neighbours:
             return None
-        return ames.read_neighbours(self._path(self.train_neighbours), images, images).indices
+        every = len(images.base) if isinstance(images, Subset) else len(images)
+        found = ames.read_neighbours(self._path(self.train_neighbours), every, every).indices
+        if not isinstance(images, Subset):
+            return found
+        place = np.full(every, -1)
+        place[images.indices] = np.arange(len(images))
+        return place[found[images.indices]]
+
+    def _table(self, what: str, images: ImageSet) -> Table:
+        """Of images; where they are some of a set's, from files of them alone or of the whole set."""
+        described = ames.described(self._path(getattr(self, f"{what}_local")))
+        if isinstance(images, Subset) and described == len(images.base):
+            return Rows(self._stored(what, described), torch.from_numpy(images.indices))
+        return self._stored(what, len(images))
+
+    def _stored(self, what: str, images: int | None) -> Stored:
+        """Of so many images, None = of as many as there are."""
+        globals_, locals_ = (self._path(getattr(self, f"{what}_{kind}")) for kind in ("global", "local"))
+        count = ames.described(locals_) if images is None else images
+        return Stored(ames.read_globals(globals_, count), Locals(locals_, count, self.count))
 
     def _path(self, name: str) -> Path:
         return Path(self.root, Path(name).expanduser()).expanduser()
-
-    def _stored(self, globals_: str, locals_: str, images: int) -> Stored:
-        return Stored(ames.read_globals(self._path(globals_), images), Locals(self._path(locals_), images, self.count))
 
     @cached_property
     def said(self) -> str:
@@ -96,11 +139,15 @@ class Files:
         return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
 
 
-def _alike(one: str, ours: Stored, other: str, theirs: Stored) -> None:
+def _alike(one: str, ours: Table, other: str, theirs: Table) -> None:
     """Refuse tables of different widths."""
-    for what, width, found in (
-        ("global", ours.globals_.shape[1], theirs.globals_.shape[1]),
-        ("local", ours.locals_.width, theirs.locals_.width),
-    ):
+    for what, width, found in zip(("global", "local"), _widths(ours), _widths(theirs), strict=True):
         if width != found:
             raise ValueError(f"The {what} descriptors of the {one} are {width} wide and those of the {other} {found}.")
+
+
+def _widths(table: Table) -> tuple[int, int]:
+    stored = table.table if isinstance(table, Rows) else table
+    stored = stored.first if isinstance(stored, Joined) else stored
+    assert isinstance(stored, Stored)
+    return stored.globals_.shape[1], stored.locals_.width

@@ -179,6 +179,7 @@ class Experiment:
         """What is in the files of weights, as lines of the configuration: another file there is another run."""
         folder = Path(self.embedder) if self.embedder else None
         files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
+        files_.append(Path(self.extractor.detector).expanduser())
         if self.reranker:
             path = Path(self.reranker).expanduser()
             files_.append(path / WEIGHTS if path.is_dir() else path)
@@ -201,6 +202,8 @@ class Experiment:
                 if self.files
                 else (self.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
             )
+        if self.files and self.trains:
+            self.files.training(self.data.training_images(benchmark))  # what is missing is said before the search
         with stage("shortlists"):
             searches = self._searches(benchmark, queries, gallery)
         learned = Learned(None, None, None)
@@ -279,11 +282,12 @@ class Experiment:
     def _searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
         """The search of each protocol under which something can be asked, of the first in any case."""
         groups, own = benchmark.queries.labels, benchmark.self_index
+        listed = self.files.known(benchmark) if self.files else None
         searches: dict[str, Search] = {}
         for protocol, answers in benchmark.protocols.items():
             try:
                 searches[protocol] = Search.of(
-                    queries, gallery, answers, groups, own, self.candidates, benchmark.measures
+                    queries, gallery, answers, groups, own, self.candidates, benchmark.measures, listed
                 )
             except NothingToAsk:
                 if not searches:

@@ -1,11 +1,12 @@
 """Extract descriptors:  python -m experiments.extract --gin gin/extract/dinov2.gin --gin gin/data/roxford5k.gin
 
 Describes queries, gallery and training images of a benchmark and leaves, of each, `*_global.f32` (raw float32) and
-`*_local.hdf5` in the folder, as AMES and LOCORE read them. To re-rank with them, name them in `Files`:
+`*_local.hdf5` in the folder, as AMES and LOCORE read them. To re-rank with them:
 
-  --set "Files.query_global = 'runs/extract-dinov2/query_global.f32'" …
+  python -m experiments.run --gin gin/landmarks/roxford5k.gin --gin gin/landmarks/extracted.gin \\
+      --set "Files.root = 'runs/extract-dinov2'"
 
-Several processes share the images: accelerate launch --num_processes 4 -m experiments.extract …
+Several processes share the images: accelerate launch --multi_gpu --num_processes 4 -m experiments.extract …
 After a kill, the same command goes on where it was.
 """
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _extract(options: argparse.Namespace) -> int:
     keep_freed_memory()
-    from experiments.extraction import prepare, said
+    from experiments.extraction import PARTS, prepare, said
 
     extraction, config = prepare(options.gin, options.set, options.seed)
     if options.dry_run:
@@ -35,7 +36,7 @@ def _extract(options: argparse.Namespace) -> int:
         print(f"Descriptors: {extraction.extractor.locals_per_image} locals an image; widths {extraction.widths}")
         return 0
     name = f"extract-{Path(options.gin[0]).stem}"
-    with run_folder(options, name, config, "gallery.parts") as (folder, finished):
+    with run_folder(options, name, config, PARTS) as (folder, finished):
         print(said(finished or extraction.run(folder, config, options.seed)))
     return 0
 

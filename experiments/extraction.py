@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from locore.descriptors.whitening import Whitening
 
 FITTED_ON = 100_000  # descriptors that a whitening is estimated from
 WHITENING = "whitening.safetensors"
+PARTS = "parts"  # folder of what is described but not written yet
 Parts = list[tuple[Path, int]]
 
 
@@ -44,6 +46,9 @@ class Extraction:
 
     def __post_init__(self):
         self.widths = dict(zip(("global", "local"), self.extractor.sizes, strict=True))
+        for name, dim in (("global", self.global_dim), ("local", self.local_dim)):
+            if dim is not None and not 1 <= dim <= self.widths[name]:
+                raise ValueError(f"Extraction.{name}_dim = {dim} must be in 1 to {self.widths[name]}, their width.")
         self.whitenings = whitening.load(Path(self.whitening).expanduser() / WHITENING) if self.whitening else None
         if self.whitenings and (self.global_dim or self.local_dim):
             raise ValueError("Extraction.whitening has its widths, so leave Extraction.global_dim and local_dim out.")
@@ -63,7 +68,8 @@ class Extraction:
         parts: dict[str, Parts] = {}
         for name, images in sets.items():
             with stage(f"describing {name}"):
-                parts[name] = self.extractor.parts(images, folder / f"{name}.parts")
+                made = hashlib.sha256(f"{self.extractor.fingerprint} {images.fingerprint}".encode()).hexdigest()[:16]
+                parts[name] = self.extractor.parts(images, folder / PARTS / f"{name}-{made}")
         with stage("writing"):
             if processes.first():
                 whitenings = self.whitenings if self.whitenings is not None else self._fitted(parts)
@@ -81,8 +87,7 @@ class Extraction:
         }
         if processes.first():
             files.write_json(folder / "metrics.json", metrics)
-            for name in parts:
-                shutil.rmtree(folder / f"{name}.parts")
+            shutil.rmtree(folder / PARTS)
         return metrics
 
     def _fitted(self, parts: dict[str, Parts]) -> dict[str, Whitening]:

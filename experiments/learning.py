@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.1  # share of the training classes that validates, or as many as make one list
 VALIDATION_QUERIES = 500
+AT_ONCE = 10_000  # rows
 WHITENED = 20_000  # images that a whitening is estimated from
 
 
@@ -52,7 +53,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     with stage("training descriptors"):
         train: SearchedTable
         if experiment.files:
-            train, made_by = experiment.files.training(len(images)), np.zeros(len(images), dtype=np.int64)
+            train, made_by = experiment.files.training(images), np.zeros(len(images), dtype=np.int64)
         else:
             train, made_by = experiment.describe(images, fitted=True)
         others = [experiment.describe(View(images, n), fitted=True)[0] for n in range(1, experiment.sampling.views)]
@@ -118,7 +119,7 @@ def among(listed: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
     """The nearest that are among some images, and not the image itself.
 
     Args:
-        listed: (N, topk) neighbours of all images. rows: (M,) the images. depth: how many of each.
+        listed: (N, topk) neighbours of all images, -1 for none. rows: (M,) the images. depth: how many of each.
 
     Returns:
         (M, depth), as places in `rows`.
@@ -128,12 +129,15 @@ def among(listed: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
     """
     place = np.full(len(listed), -1)
     place[rows] = np.arange(len(rows))
-    found = place[listed[rows]]
-    found[found == np.arange(len(rows))[:, None]] = -1
-    first = np.argsort(found < 0, axis=1, kind="stable")[:, :depth]
-    found = np.take_along_axis(found, first, axis=1)
+    found = np.full((len(rows), depth), -1)
+    for start in range(0, len(rows), AT_ONCE):  # a file may list a thousand of each of a million
+        part = slice(start, start + AT_ONCE)
+        near = np.where(listed[rows[part]] < 0, -1, place[listed[rows[part]]])
+        near[near == np.arange(len(rows))[part, None]] = -1
+        first = np.argsort(near < 0, axis=1, kind="stable")[:, :depth]
+        found[part, : first.shape[1]] = np.take_along_axis(near, first, axis=1)
     fewest = int((found >= 0).sum(axis=1).min())
-    if found.shape[1] < depth or fewest < depth:
+    if fewest < depth:
         raise ValueError(
             f"Files.train_neighbours leave an image only {fewest} neighbours that train, and {depth} are asked for; "
             "lower Sampling.candidates or Sampling.depth, or leave the file out, and they are searched."
@@ -153,7 +157,7 @@ def _training_lists(
     held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
     rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     count, depth = experiment.sampling.sizes(experiment.pass_size)
-    listed = experiment.files.neighbours(len(images)) if experiment.files else None
+    listed = experiment.files.neighbours(images) if experiment.files else None
     neighbours = np.empty((len(rows), depth), dtype=np.int64) if listed is None else among(listed, rows, depth)
     for maker in np.unique(made_by) if listed is None else ():
         own = np.flatnonzero(made_by[rows] == maker)

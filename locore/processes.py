@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ S = TypeVar("S", bound=Any)  # a sequence, or an array
 
 @cache
 def _state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available())
+    # Some wait by design while another writes a file of many gigabytes; a process that dies ends the others anyway.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 def count() -> int:

@@ -67,6 +67,17 @@ def search(
     # Deep enough that the lists are full once the query itself is out and others have moved behind.
     margin = (self_index is not None) + max((len(moved) for moved in behind or []), default=0)
     similarities, indices = _nearest(_finite(queries), gallery, min(depth + margin, len(gallery)))
+    return arranged(similarities, indices, depth, self_index, behind)
+
+
+def arranged(
+    similarities: np.ndarray,
+    indices: np.ndarray,
+    depth: int,
+    self_index: np.ndarray | None = None,
+    behind: list[np.ndarray] | None = None,
+) -> Neighbours:
+    """The first `depth` of lists (Q, topk), best first, once some have moved behind all others; see `search`."""
     marked = np.zeros(indices.shape, dtype=bool)
     for row, moved in enumerate(behind or []):
         marked[row] = np.isin(indices[row], moved)
@@ -81,10 +92,15 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
     """Similarities and indices (Q, depth), best first."""
     if depth > SORTED:
         return _sorted(queries, gallery, depth)
-    steps = [(row, query) for row in range(0, len(gallery), ROWS) for query in range(0, len(queries), QUERIES)]
+    rows, asked = range(0, len(gallery), ROWS), range(0, len(queries), QUERIES)
+    if len(asked) < processes.count():
+        rows = processes.share(rows)
+    else:
+        asked = processes.share(asked)
+    steps = [(row, query) for row in rows for query in asked]
     nearest: dict[int, list[np.ndarray]] = {}
     indexed = None
-    for row, query in track(processes.share(steps), "searching"):
+    for row, query in track(steps, "searching"):
         if row != indexed:
             index, indexed = _index(_finite(gallery[row : row + ROWS])), row
         found, places = index.search(queries[query : query + QUERIES], min(depth, index.ntotal))
@@ -118,7 +134,8 @@ def _index(rows: np.ndarray) -> faiss.Index:
     """An exact index, on a GPU where faiss has one."""
     index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        index = faiss.index_cpu_to_all_gpus(index)
+        own = processes.device().index or 0
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), own, index)
     index.add(rows)
     return index
 

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +128,8 @@ class Training:
             "seconds": 0.0,
             "history": {"loss": [], "validation": []},
         }
+        if len(set(processes.gathered(state["step"]))) > 1:
+            raise ValueError(f"Not all processes see the checkpoint in '{folder}'; the run folder has to be shared.")
         history = state["history"]
         if state["step"]:
             log.info("Training goes on behind step %d of %d.", state["step"], self.steps)
@@ -175,8 +177,11 @@ class Training:
         torch.manual_seed((seed * 1_000_003 + step) * processes.count() + processes.rank())
         model.train()
         total = 0.0
-        for loss in losses(model, step, accelerator.device):
-            accelerator.backward(loss)
+        parts = iter(losses(model, step, accelerator.device))
+        for number in range(self.accumulation):  # gradients are averaged over processes once, with the last part
+            with nullcontext() if number == self.accumulation - 1 else accelerator.no_sync(model):
+                loss = next(parts)
+                accelerator.backward(loss)
             total += loss.item()
         total = float(accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean"))
         norm = float(accelerator.clip_grad_norm_(model.parameters(), self.clip))

@@ -20,6 +20,8 @@ from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.reranker import Shortlist
 from locore.training import Training, Validate
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -156,12 +158,14 @@ def fit_reranker(
 
     def losses(trained: nn.Module, step: int, device: torch.device) -> Iterator[Tensor]:
         if not loaded:  # here, because only now is it known at which step the training goes on
-            read = ahead if on_disk(lists.descriptors) else map
+            # Several steps that wait for a GPU wait in the computer's own memory.
+            read, where = (ahead, CPU) if on_disk(lists.descriptors) else (map, device)
             loaded.append(
-                iter(read(lambda s: lists.batch(s, training.batch, seed, device), range(step, training.steps)))
+                iter(read(lambda s: lists.batch(s, training.batch, seed, where), range(step, training.steps)))
             )
         shortlist, labels = next(loaded[0])
         for part, part_labels in _parts(shortlist, labels, training.accumulation):
+            part, part_labels = part.to(device), part_labels.to(device)
             if sampling.token_dropout:
                 part = replace(
                     part,

@@ -1,6 +1,7 @@
 """Published ground truth, someone's descriptor files and the published checkpoint, in one command."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from locore.descriptors.ames import Locals, Stored
 from locore.evaluation import Revisited, Search, rerank_protocols
 from locore.evaluation.metrics import relevance
 from locore.reranking import Ensemble, Ranking, Shortlist, Windows
+from locore.retrieval import search
 
 GOLDEN = Path(__file__).parent / "golden"
 TRUTH = GOLDEN / "revisitop"
@@ -132,6 +134,29 @@ def test_every_row_of_tables_b_and_c_is_a_few_files(folder, benchmark, descripto
     assert f"Data.benchmark = '{benchmark}'" in printed and f"Files.root = 'data/{benchmark}'" in printed
 
 
+def test_shortlists_of_other_descriptors_are_read(folder, tmp_path, capsys):
+    benchmark = benchmarks.create("roxford5k", root=str(TRUTH))
+    images = len(benchmark.gallery)
+    rows = [ames.read_globals(folder / f"{n}_global", k) for n, k in (("query", 70), ("gallery", images))]
+    found = search(*rows, images)
+    table = np.stack([found.similarities, found.indices.astype(np.float32)])
+    (tmp_path / "nn_own.pkl").write_bytes(pickle.dumps(table))
+    assert run(folder, tmp_path / "searched") == 0
+    assert run(folder, tmp_path / "read", f"Files.shortlists = '{tmp_path / 'nn_own.pkl'}'") == 0
+    searched, read = (
+        json.loads((tmp_path / n / "metrics.json").read_text())["protocols"] for n in ("searched", "read")
+    )
+    assert searched == read
+    turned = np.stack([table[0], np.roll(table[1], 40, axis=1)])  # by descriptors of which nobody else knows
+    (tmp_path / "nn_other.pkl").write_bytes(pickle.dumps(turned))
+    assert run(folder, tmp_path / "other", f"Files.shortlists = '{tmp_path / 'nn_other.pkl'}'") == 0
+    other = json.loads((tmp_path / "other" / "metrics.json").read_text())["protocols"]
+    assert other["medium"]["global"] != searched["medium"]["global"]
+    (tmp_path / "nn_short.pkl").write_bytes(pickle.dumps(table[:, :, :20]))
+    assert run(folder, tmp_path / "short", f"Files.shortlists = '{tmp_path / 'nn_short.pkl'}'") == 2
+    assert "have 20 candidates where 30" in capsys.readouterr().err
+
+
 def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path):
     count, random = 300, np.random.default_rng(1)
     (tmp_path / "revisitop1m.txt").write_text("\n".join(f"{n}.jpg" for n in range(count)))
@@ -161,6 +186,14 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
     ("lines", "words"),
     [
         (["Files.distractor_global = 'x'"], "go together"),
+        (
+            [
+                "Files.distractor_global = 'query_global'",
+                "Files.distractor_local = 'gallery_local'",
+                "Files.root = '{folder}'",
+            ],
+            "own option",
+        ),
         (["Experiment.reranker = None", "Files.train_local = 'x'"], "go together"),
         (["Experiment.alpha = None", "Experiment.temperature = None"], "never on what is asked"),
         (["Experiment.alpha = None"], "go together"),
@@ -173,5 +206,5 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
     ],
 )
 def test_what_cannot_be_done_is_said(folder, tmp_path, capsys, lines, words):
-    assert run(folder, tmp_path / "run", *lines) == 2
+    assert run(folder, tmp_path / "run", *(line.format(folder=folder) for line in lines)) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]

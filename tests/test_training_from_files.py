@@ -6,8 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
+from experiments.described import Files
 from experiments.learning import among
 from experiments.run import main
+from locore.datasets import benchmarks
 from locore.descriptors import ames
 from locore.retrieval import search
 
@@ -74,6 +76,22 @@ def test_neighbours_that_are_searched_or_read_give_the_same_training(root, tmp_p
     searched, read = metrics(tmp_path / "searched"), metrics(tmp_path / "read")
     assert searched["protocols"] == read["protocols"] and searched["benchmark"] == "gldv2-public"
     assert searched["reranked"] != searched["global"]
+
+
+def test_landmarks_that_are_left_out_stay_in_the_files(root, tmp_path):
+    lines = ["gldv2.left_out = (3, 4)", f"Files.train_neighbours = '{root / 'nn_train.pkl'}'"]
+    assert run(root, tmp_path / "less", *lines) == 0
+    images = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=(3, 4)).train
+    files = Files(
+        **{f"{w}_{k}": str(root / f"{w}_{k}") for w in ("query", "gallery", "train") for k in ("global", "local")},
+        count=LOCALS,
+        train_neighbours=str(root / "nn_train.pkl"),
+    )
+    whole = ames.read_globals(root / "train_global", TRAIN)
+    assert len(images) == TRAIN - 2 * IMAGES and (files.training(images).globals_ == whole[images.indices]).all()
+    near, every = files.neighbours(images), ames.read_neighbours(root / "nn_train.pkl", TRAIN, TRAIN).indices
+    known = near[5][near[5] >= 0]
+    assert images.indices[known].tolist() == [n for n in every[images.indices[5]] if not 24 <= n < 40]
 
 
 def test_the_papers_training_is_one_file(tmp_path, capsys):

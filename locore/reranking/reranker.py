@@ -44,6 +44,11 @@ class Shortlist:
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
         return cls(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)
 
+    def to(self, device: torch.device) -> Shortlist:
+        """The same on a device."""
+        present = None if self.present is None else self.present.to(device)
+        return Shortlist(self.similarities.to(device), self.query.to(device), self.candidates.to(device), present)
+
     def take(self, places: Tensor) -> Shortlist:
         """Some of the candidates: (B, M) places on the shortlist."""
         rows = torch.arange(len(places), device=places.device)[:, None]
