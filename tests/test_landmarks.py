@@ -106,8 +106,8 @@ def test_lists_that_protocols_share_are_re_ranked_once(folder):
         for row, n in zip(s.rows, s.neighbours.first(300).indices, strict=True)
     }
     assert lists == [len(own)] and 70 < len(own) < sum(len(s.rows) for s in searches.values())
-    for name, search in searches.items():
-        alone = search.rerank(Reversing(), 300, 16, torch.device("cpu"))
+    for name, searched in searches.items():
+        alone = searched.rerank(Reversing(), 300, 16, torch.device("cpu"))
         assert torch.equal(together[name].order, alone.order)
         torch.testing.assert_close(together[name].scores, alone.scores)
         torch.testing.assert_close(together[name].similarities, alone.similarities)

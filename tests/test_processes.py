@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from small import QUICK, write_glyphs
 
 from locore import processes
+from locore.descriptors import ames
 
 ONE = [sys.executable]
 TWO = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -26,6 +27,7 @@ from test_training import TRAINING, lists
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from locore import processes
+from locore.descriptors import ames
 from locore.reranking import ListwiseReranker
 from locore.training_lists import fit_reranker
 
@@ -44,6 +46,20 @@ fit_reranker(model, lists(), TRAINING, lambda: {"mAP@R": 0.0}, folder, seed=3)
 """
 
 
+SHARED = """
+import sys
+
+from locore import retrieval
+from locore.descriptors import parts
+
+parts.PART, retrieval.ROWS, retrieval.QUERIES = 8, 20, int(sys.argv[1])  # so that there is something to share
+
+from experiments import extract, run
+
+sys.exit({"run": run, "extract": extract}[sys.argv[2]].main(sys.argv[3:]))
+"""
+
+
 def launched(by: list[str], *arguments, cache: Path) -> str:
     """What is printed by Python with these arguments, run by one process or by two."""
     done = subprocess.run(
@@ -51,7 +67,13 @@ def launched(by: list[str], *arguments, cache: Path) -> str:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "LOCORE_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": "tests:."},
+        env={
+            **os.environ,
+            "LOCORE_CACHE": str(cache),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": "tests:.",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -76,28 +98,41 @@ def test_gradients_are_averaged_to_those_of_one_process(tmp_path, folders):
         np.testing.assert_array_equal(two[name], other[name])
 
 
-def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders):
+@pytest.mark.parametrize("queries", [8, 1024])  # the search is shared by queries, or by parts of the gallery
+def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
     images = write_glyphs(tmp_path / "images")
-    lines = [*QUICK, "Training.steps = 2", "Extractor.batch = 16", f"folder.path = '{images}'"]
+    lines = [*QUICK, "Training.steps = 2", "Extractor.batch = 4", f"folder.path = '{images}'"]
     sets = [part for line in lines for part in ("--set", line)]
+    (tmp_path / "shared.py").write_text(SHARED)
+    arguments = [tmp_path / "shared.py", queries, "run", "--gin", "gin/query_attention.gin", *sets, "--out"]
     tables = [
-        launched(
-            by,
-            "-m",
-            "experiments.run",
-            "--gin",
-            "gin/query_attention.gin",
-            *sets,
-            "--out",
-            out,
-            cache=tmp_path / out.name,
-        )
-        for by, out in zip((ONE, TWO), folders, strict=True)
+        launched(by, *arguments, out, cache=tmp_path / out.name) for by, out in zip((ONE, TWO), folders, strict=True)
     ]
     assert tables[0] == tables[1] and "reranked" in tables[0]
     one, two = (json.loads((folder / "metrics.json").read_text())["protocols"] for folder in folders)
     assert one == two
     assert (folders[0] / "queries.csv").read_text() == (folders[1] / "queries.csv").read_text()
+
+
+def test_an_extraction_leaves_the_files_of_one_process(tmp_path, folders):
+    images = write_glyphs(tmp_path / "images", classes=12, images=4)
+    lines = [
+        "Data.benchmark = 'folder'",
+        f"folder.path = '{images}'",
+        "Extractor.image_size = 32",
+        "Extractor.batch = 4",
+    ]
+    sets = [part for line in [*lines, "Extraction.global_dim = 5"] for part in ("--set", line)]
+    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "none.gin").write_text("")
+    for by, out in zip((ONE, TWO), folders, strict=True):
+        arguments = [tmp_path / "shared.py", 8, "extract", "--gin", tmp_path / "none.gin", *sets, "--out", out]
+        launched(by, *arguments, cache=tmp_path)
+    for name in ("query", "gallery", "train"):
+        one, two = ((folder / f"{name}_global.f32").read_bytes() for folder in folders)
+        assert one == two and len(one) % 20 == 0
+        one, two = (ames.Locals(folder / f"{name}_local.hdf5", len(one) // 20)[[0, 3]] for folder in folders)
+        np.testing.assert_array_equal(one, two)
 
 
 def test_shares_are_all_items_once_and_the_first_process_is_never_idle(monkeypatch):
