@@ -176,7 +176,7 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240
     """
     if walls < 4 or views < 4 or queries < 1:
         raise ValueError("posters needs 4 walls, 4 views of each and a query at least.")
-    half = walls // 2
+    half = 2 * walls // 3
     train, searched = (
         Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)))
         for numbers in (np.arange(half), np.arange(half, walls))

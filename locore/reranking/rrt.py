@@ -1,0 +1,98 @@
+"""Re-ranking Transformers (Tan et al. 2021), under the names of the published weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from locore.descriptors.store import Descriptors
+from locore.reranking.pairwise import PairwiseReranker
+
+SCALES = 7  # that DELG's descriptors have
+LONGEST = 10_000.0  # wavelength of a position, over 2π
+SPAN = 2.0  # that positions of a map are spread over
+
+
+def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, heads, inner, dropout, batch_first=True)
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+
+class RRT(PairwiseReranker):
+    """Of descriptors with scales: `[CLS] global, locals [SEP] global, locals` (section 3.3, landmarks).
+
+    Args:
+        width: of the tokens, and of a local descriptor. global_dim: width of a global one.
+    """
+
+    def __init__(
+        self, width: int, global_dim: int, depth: int = 6, heads: int = 4, inner: int = 1024, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.encoder = _encoder(width, depth, heads, inner, dropout)
+        self.remap = nn.Linear(global_dim, width)
+        self.scale_encoder, self.seg_encoder = nn.Embedding(SCALES, width), nn.Embedding(6, width)
+        self.classifier = nn.Linear(width, 1)
+
+    def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+        """Of N pairs -> (N,) logits."""
+        parts, real = [], []
+        segments = self.seg_encoder.weight
+        for image, (opening, global_, local) in ((query, (2, 4, 0)), (candidate, (3, 5, 1))):
+            count = len(image.global_)
+            parts += [
+                segments[opening].expand(count, 1, -1),
+                F.normalize(self.remap(image.global_), dim=-1)[:, None] + segments[global_],
+                F.normalize(image.local, dim=-1) + self.scale_encoder(image.scale) + segments[local],
+            ]
+            real += [torch.ones(count, 2, dtype=torch.bool, device=image.mask.device), image.mask]
+        tokens = self.encoder(torch.cat(parts, dim=1), src_key_padding_mask=~torch.cat(real, dim=1))
+        return self.classifier(tokens[:, 0]).squeeze(1)
+
+
+class MapRRT(PairwiseReranker):
+    """Of feature maps: `[CLS] cells [SEP] cells`, with the place of each cell (section 3.3, metric learning).
+
+    Args:
+        width: of the tokens, and of a cell. Locals have to be a whole square grid.
+    """
+
+    def __init__(self, width: int, depth: int = 4, heads: int = 4, inner: int = 1024, dropout: float = 0.0):
+        super().__init__()
+        self.encoder = _encoder(width, depth, heads, inner, dropout)
+        self.seg_encoder = nn.Embedding(4, width)
+        self.classifier = nn.Linear(width, 1)
+
+    def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+        """Of N pairs -> (N,) logits.
+
+        Raises:
+            ValueError: locals are no square grid.
+        """
+        count, cells, width = query.local.shape
+        side = round(cells**0.5)
+        if side**2 != cells:
+            raise ValueError(f"RRT of feature maps reads a square grid, and images have {cells} local descriptors.")
+        places = _places(side, width).to(query.local)
+        segments = self.seg_encoder.weight
+        tokens = torch.cat(
+            [
+                segments[0].expand(count, 1, -1),
+                query.local + segments[2] + places,
+                segments[1].expand(count, 1, -1),
+                candidate.local + segments[3] + places,
+            ],
+            dim=1,
+        )
+        return self.classifier(self.encoder(tokens)[:, 0]).squeeze(1)
+
+
+def _places(side: int, width: int) -> Tensor:
+    """(side², width) sines and cosines of a cell's row, then of its column, both counted from 1 (as DETR has them)."""
+    at = torch.arange(1, side + 1) / (side + 1e-6) * SPAN
+    wave = LONGEST ** (2 * (torch.arange(width // 2) // 2) / (width // 2))
+    angle = at[:, None] / wave
+    code = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
+    rows, columns = code[:, None].expand(side, side, -1), code[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)

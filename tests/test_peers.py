@@ -1,0 +1,107 @@
+"""Learned pair-wise re-rankers: the outputs of their published code, and what holds for all of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_golden import FOLDER
+
+from locore.descriptors import Descriptors
+from locore.reranking import Shortlist
+from locore.reranking.ames import AMES
+from locore.reranking.r2former import R2Former
+from locore.reranking.rrt import RRT, MapRRT
+
+SMALL = {"width": 16, "depth": 3, "heads": 4, "inner": 32}
+MODELS = {
+    "rrt_sop": lambda: MapRRT(**SMALL),
+    "rrt_gld": lambda: RRT(global_dim=40, **SMALL),
+    "ames": lambda: AMES(24, **{**SMALL, "heads": 2}),
+    "r2former": lambda: R2Former(32, depth=3, pair_depth=2, heads=2, matches=5),
+}
+
+
+def published(case: str):
+    """The model with its published weights, and what was computed with them."""
+    model = MODELS[case]()
+    model.load_state_dict(load_file(FOLDER / f"{case}.weights.safetensors"))
+    return model.eval(), load_file(FOLDER / f"{case}.io.safetensors")
+
+
+def image(golden: dict[str, torch.Tensor], which: str) -> Descriptors:
+    local = golden[f"{which}_local"]
+    if local.ndim == 4:
+        local = local.flatten(2).mT
+    batch, count = local.shape[:2]
+    nothing = torch.zeros(batch, count)
+    position, weight = torch.zeros(batch, count, 2), nothing
+    if f"{which}_mask" not in golden and f"{which}_global" in golden:  # R2Former: x, y, attention, then the descriptor
+        position, weight, local = local[..., :2], local[..., 2], local[..., 3:]
+    return Descriptors(
+        global_=golden.get(f"{which}_global", torch.zeros(batch, 1)),
+        local=local,
+        position=position,
+        scale=golden.get(f"{which}_scales", nothing).long(),
+        mask=~golden.get(f"{which}_mask", nothing.bool()),
+        weight=weight,
+    )
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_scores_are_the_published_ones(case):
+    model, golden = published(case)
+    with torch.inference_mode():
+        found = model.pairs(image(golden, "src"), image(golden, "tgt"))
+    expected = golden["final_score" if case == "r2former" else "score"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    if case == "r2former":
+        with torch.inference_mode():
+            logits = model.logits(image(golden, "src"), image(golden, "tgt"))
+        torch.testing.assert_close(logits, golden["local_logits"], atol=1e-5, rtol=0)
+
+
+def lists(case: str) -> Shortlist:
+    torch.manual_seed(0)
+    local, global_ = {"rrt_sop": (16, 8), "rrt_gld": (16, 40), "ames": (24, 8), "r2former": (12, 40)}[case]
+    return Shortlist.random(2, 6, 9, local, global_)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_candidates_score_does_not_depend_on_the_others(case):
+    model, _ = published(case)
+    shortlist = lists(case)
+    whole = model.rerank(shortlist)
+    alone = torch.cat([model.rerank(shortlist.take(torch.tensor([[k], [k]]))).scores for k in range(6)], dim=1)
+    torch.testing.assert_close(whole.scores, alone, atol=1e-5, rtol=1e-5)
+    present = torch.ones(2, 6, dtype=torch.bool)
+    present[1, 4:] = False
+    absent = model.rerank(replace(shortlist, present=present))
+    assert (absent.scores[1, 4:] == -torch.inf).all() and torch.equal(absent.scores[0], whole.scores[0])
+
+
+@pytest.mark.parametrize("case", ["rrt_gld", "ames"])
+def test_what_a_missing_local_holds_does_not_matter(case):
+    model, _ = published(case)
+    shortlist = lists(case)
+    mask = shortlist.candidates.mask.clone()
+    mask[:, :, 7:] = False
+    one, other = (
+        replace(shortlist.candidates, mask=mask, local=torch.where(mask[..., None], shortlist.candidates.local, value))
+        for value in (0.5, -3.0)
+    )
+    found = [model.rerank(replace(shortlist, candidates=c)).scores for c in (one, other)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_gradients_reach_every_weight_that_is_used(case):
+    model = MODELS[case]()
+    model(lists(case)).sum().backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == ({"decoder_pos_embed"} if case == "r2former" else set())
+
+
+def test_a_grid_that_is_none_is_said():
+    with pytest.raises(ValueError, match="reads a square grid"):
+        MapRRT(**SMALL)(Shortlist.random(1, 2, 7, 16, 8))
