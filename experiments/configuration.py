@@ -74,7 +74,7 @@ def built(make: Callable[[], T], files: Sequence[str], overrides: Sequence[str],
     parse(files, overrides)
     try:
         made = make()
-    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
         # A setting of the wrong type or sign fails wherever it is first used, in torch, timm or our own code.
         raise ValueError(f"This configuration cannot be built: {error}.") from error
     return made, f"# seed {seed}\n{gin.operative_config_str()}"

@@ -31,8 +31,9 @@ from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
 from locore.language_model import start_from
-from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
+from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
 from locore.reranking.listwise import WEIGHTS
+from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import rerankers
 from locore.training import Training
 from locore.training_lists import Sampling
@@ -50,8 +51,9 @@ class Experiment:
     """What to run; `seed` and the run folder come from the command line.
 
     Attributes:
-        method: "listwise", or a registered re-ranker that needs no training.
-        backbone, size: registered names of the list-wise one's encoder. candidates: how many are re-ranked.
+        method: "listwise", or a registered re-ranker, learned or not.
+        backbone: registered name of the list-wise one's encoder. size: of the encoder, or of another that is learned.
+        candidates: how many are re-ranked.
         window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes.
@@ -100,11 +102,12 @@ class Experiment:
             raise ValueError(
                 f"Unknown Experiment.method '{unknown}'{suggest(unknown, [LISTWISE, *rerankers.available()])}"
             )
-        if self.method != LISTWISE and (self.reranker or self.embedder_rate):
+        has_weights = self.method == LISTWISE or is_learned(self.method)
+        if not has_weights and (self.reranker or self.embedder_rate):
             raise ValueError(
                 f"'{self.method}' has no weights; leave Experiment.reranker and Experiment.embedder_rate out."
             )
-        self.trains = self.method == LISTWISE and not self.reranker
+        self.trains = has_weights and not self.reranker
         if self.evaluated_in not in PRECISIONS:
             unknown = self.evaluated_in
             raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
@@ -139,7 +142,7 @@ class Experiment:
     @cached_property
     def model_settings(self) -> dict[str, Any]:
         """What a re-ranker that is to be trained is made of."""
-        global_dim, local_dim = self.files.widths if self.files else self.extractor.sizes
+        global_dim, local_dim = self._widths
         return {
             "encoder": self.backbone,
             "local_dim": local_dim,
@@ -153,24 +156,32 @@ class Experiment:
             "dropout": self.dropout,
         }
 
-    def model(self, seed: int) -> ListwiseReranker:
+    def model(self, seed: int) -> ListwiseReranker | PairwiseReranker:
         """The re-ranker with its starting weights, or the one that is evaluated as it is."""
         if self.reranker:
             return checkpoints.load(Path(self.reranker).expanduser(), **self.published)
         torch.manual_seed(seed)
+        if self.method != LISTWISE:
+            global_dim, local_dim = self._widths
+            return pairwise.create(self.method, self.size, local_dim, global_dim, SETTINGS[self.method]())
         model = ListwiseReranker(**self.model_settings)
         if self.language_model:
             start_from(model, Path(self.language_model).expanduser())
         return model
 
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Of a global and of a local descriptor."""
+        return self.files.widths if self.files else self.extractor.sizes
+
     @cached_property
     def sizes(self) -> tuple[int, int]:
         """Parameters of the re-ranker, and width of its tokens, or of the descriptors where it has none."""
-        if self.method != LISTWISE:
+        if not self.trains and not self.reranker:
             _ = self._untrained()
-            return 0, sum(self.files.widths if self.files else self.extractor.sizes)
+            return 0, sum(self._widths)
         model = self.model(seed=0)
-        return sum(p.numel() for p in model.parameters()), model.encoder.hidden_size
+        return sum(p.numel() for p in model.parameters()), model.width
 
     def _untrained(self) -> Reranker:
         return rerankers.create(self.method, **SETTINGS[self.method]())
@@ -212,7 +223,8 @@ class Experiment:
         if learned.extractor:  # the shortlists stay, what is read of their images is new
             gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model = self._untrained() if self.method != LISTWISE else self._evaluated(learned, queries, seed)
+        has_weights = self.trains or self.reranker
+        model = self._evaluated(learned, queries, seed) if has_weights else self._untrained()
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
@@ -255,7 +267,7 @@ class Experiment:
                 "they have seen; train them on this benchmark, or without Embedding.halves."
             )
 
-    def _fit_together(self, model: ListwiseReranker, queries: SearchedTable) -> None:
+    def _fit_together(self, model: ListwiseReranker | PairwiseReranker, queries: SearchedTable) -> None:
         """Refuse descriptors that the model cannot read."""
         described = queries[torch.zeros(1, dtype=torch.long)]
         found = {"local_dim": described.local.shape[-1], "global_dim": described.global_.shape[-1]}
@@ -295,8 +307,8 @@ class Experiment:
                 log.warning("Under '%s' no query has a right image, so it is left out.", protocol)
         return searches
 
-    def _evaluated(self, learned: Learned, queries: SearchedTable, seed: int) -> ListwiseReranker:
-        """The list-wise model that was trained or is loaded, as it is evaluated."""
+    def _evaluated(self, learned: Learned, queries: SearchedTable, seed: int) -> ListwiseReranker | PairwiseReranker:
+        """The model that was trained or is loaded, as it is evaluated."""
         model = learned.model or self.model(seed).to(self.device)
         self._fit_together(model, queries)
         return model.to(PRECISIONS[self.evaluated_in])

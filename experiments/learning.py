@@ -21,6 +21,7 @@ from locore.evaluation import MetricLearning, Search
 from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker
 from locore.reranking.listwise import WEIGHTS
+from locore.reranking.pairwise import PairwiseReranker
 from locore.retrieval import search
 from locore.training_lists import Lists, fit_reranker
 
@@ -43,7 +44,7 @@ class Learned:
         extractor: the one whose network was trained with the re-ranker, if it was.
     """
 
-    model: ListwiseReranker | None
+    model: ListwiseReranker | PairwiseReranker | None
     ensemble: Ensemble | None
     extractor: Extractor | None
 
@@ -60,7 +61,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     with stage("training lists"):
         lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
     model = experiment.model(seed)
-    if experiment.whitening is not None:
+    if isinstance(model, ListwiseReranker) and experiment.whitening is not None:
         known = len(lists.descriptors)
         some = torch.linspace(0, known - 1, min(known, WHITENED)).long()
         model.embedding.whiten(lists.descriptors[some], experiment.whitening)

@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from locore import weights
+from locore.reranking import pairwise
 from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
+from locore.reranking.pairwise import PairwiseReranker
 
 # Published name (HuggingFace's Longformer below `language_model`) -> ours; the first match counts.
 PUBLISHED = [
@@ -56,14 +58,14 @@ def from_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def save(model: ListwiseReranker, path: Path) -> None:
+def save(model: ListwiseReranker | PairwiseReranker, path: Path) -> None:
     """Write the weights, and what rebuilds the model, to one safetensors file, atomically."""
-    if not isinstance(model.spec["encoder"], str):
+    if not isinstance(model.spec.get("encoder", ""), str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
     weights.save(model, path, locore=json.dumps(model.spec))
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> ListwiseReranker:
+def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> ListwiseReranker | PairwiseReranker:
     """The re-ranker of a run folder, of a `model.safetensors`, or of the published LOCORE, ready to re-rank.
 
     Args:
@@ -82,11 +84,12 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
     except SafetensorError as error:
         raise ValueError(f"'{path}' is damaged ({error}).") from error
     if "locore" not in said:
-        model = published_model(tensors, str(path), **published)
+        model: ListwiseReranker | PairwiseReranker = published_model(tensors, str(path), **published)
     elif published:
         raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(published)}.")
     else:
-        model = ListwiseReranker(**json.loads(said["locore"]))
+        spec = json.loads(said["locore"])
+        model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
         fill(model, tensors, str(path))
     return model.to(dtype).eval()
 

@@ -17,6 +17,7 @@ from locore.descriptors.embedder import Embedder
 from locore.descriptors.store import Descriptors, DescriptorTable
 from locore.prefetch import ahead
 from locore.reranking.listwise import ListwiseReranker
+from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.reranker import Shortlist
 from locore.training import Training, Validate
 
@@ -115,7 +116,7 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 class Joint(nn.Module):
     """A re-ranker, and the vision model that makes the descriptors it reads, as one thing to train."""
 
-    def __init__(self, reranker: ListwiseReranker, embedder: Embedder):
+    def __init__(self, reranker: ListwiseReranker | PairwiseReranker, embedder: Embedder):
         super().__init__()
         self.reranker, self.embedder = reranker, embedder
 
@@ -129,7 +130,7 @@ class Joint(nn.Module):
 
 
 def fit_reranker(
-    model: ListwiseReranker,
+    model: ListwiseReranker | PairwiseReranker,
     lists: Lists,
     training: Training,
     validate: Validate,
@@ -144,7 +145,8 @@ def fit_reranker(
         embedder: what makes the lists' descriptors, trained as well (RRT's second setting: Tan et al. 2021, section 4);
             None = it stays as it is. embedder_rate: its learning rate over the re-ranker's.
     """
-    model.encoder.gradient_checkpointing = training.gradient_checkpointing
+    if isinstance(model, ListwiseReranker):
+        model.encoder.gradient_checkpointing = training.gradient_checkpointing
     trained_model: nn.Module = model
     groups = None
     if embedder:
@@ -172,7 +174,7 @@ def fit_reranker(
                     query=_dropped(part.query, sampling.token_dropout),
                     candidates=_dropped(part.candidates, sampling.token_dropout),
                 )
-            loss = ListwiseReranker.loss(trained(part), part_labels, sampling.label_smoothing)
+            loss = model.loss(trained(part), part_labels, sampling.label_smoothing)
             yield loss / training.accumulation
 
     return training.fit(trained_model, losses, validate, folder, seed, groups)

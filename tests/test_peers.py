@@ -1,23 +1,28 @@
 """Learned pair-wise re-rankers: the outputs of their published code, and what holds for all of them."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import QUICK, write_glyphs
 from test_golden import FOLDER
 
+import locore
+from experiments.run import main
 from locore.descriptors import Descriptors
 from locore.reranking import Shortlist
 from locore.reranking.ames import AMES
+from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.r2former import R2Former
 from locore.reranking.rrt import RRT, MapRRT
 
-SMALL = {"width": 16, "depth": 3, "heads": 4, "inner": 32}
+SMALL = {"depth": 3, "heads": 4, "inner": 32}
 MODELS = {
-    "rrt_sop": lambda: MapRRT(**SMALL),
-    "rrt_gld": lambda: RRT(global_dim=40, **SMALL),
-    "ames": lambda: AMES(24, **{**SMALL, "heads": 2}),
+    "rrt_sop": lambda: MapRRT(16, **SMALL),
+    "rrt_gld": lambda: RRT(16, 40, **SMALL),
+    "ames": lambda: AMES(24, width=16, **{**SMALL, "heads": 2}),
     "r2former": lambda: R2Former(32, depth=3, pair_depth=2, heads=2, matches=5),
 }
 
@@ -57,7 +62,7 @@ def test_scores_are_the_published_ones(case):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     if case == "r2former":
         with torch.inference_mode():
-            logits = model.logits(image(golden, "src"), image(golden, "tgt"))
+            logits = model.classes(image(golden, "src"), image(golden, "tgt"))
         torch.testing.assert_close(logits, golden["local_logits"], atol=1e-5, rtol=0)
 
 
@@ -99,9 +104,69 @@ def test_gradients_reach_every_weight_that_is_used(case):
     model = MODELS[case]()
     model(lists(case)).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
-    assert without == ({"decoder_pos_embed"} if case == "r2former" else set())
+    assert without == ({"decoder_pos_embed", "ratio"} if case == "r2former" else set())
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_the_loss_is_binary_cross_entropy_without_what_is_ignored(case):
+    logits = MODELS[case]()(lists(case))
+    labels = torch.tensor([[1, 0, 0, 1, -100, 0], [0, 0, -100, 0, 0, 1]])
+    terms = [
+        -torch.log(torch.sigmoid(x if y else -x))
+        for x, y in zip(logits.flatten(), labels.flatten(), strict=True)
+        if y >= 0
+    ]
+    torch.testing.assert_close(PairwiseReranker.loss(logits, labels), torch.stack(terms).mean())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_glyphs(tmp_path_factory.mktemp("images"))
+
+
+def run(images, out, method, *more):
+    lines = [*QUICK, f"folder.path = '{images}'", *more]
+    arguments = [part for line in lines for part in ("--set", line) if "query_attention" not in line]
+    return main(["--gin", f"gin/peers/{method}.gin", *arguments, "--out", str(out)])
+
+
+@pytest.mark.parametrize("method", ["rrt", "map_rrt", "ames", "r2former"])
+def test_learned_ones_are_trained_kept_and_loaded(images, tmp_path, method):
+    small = [f"{method}.width = 32", f"{method}.depth = 1", f"{method}.heads = 2"]
+    assert run(images, tmp_path / "run", method, *small) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["backbone"] == method and metrics["ensemble"] and metrics["parameters"] > 1000
+    model = locore.load(tmp_path / "run")
+    assert isinstance(model, PairwiseReranker) and sum(p.numel() for p in model.parameters()) == metrics["parameters"]
+    again = [*small, f"Experiment.reranker = '{tmp_path / 'run'}'", "Experiment.ensemble = False"]
+    assert run(images, tmp_path / "again", method, *again) == 0
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["reranked"] == metrics["reranked"]
+
+
+@pytest.mark.parametrize("method", ["superglobal", "chamfer", "geometric"])
+def test_those_without_training_run_as_they_are(images, tmp_path, method):
+    assert run(images, tmp_path / "run", method, "Experiment.window = 4") == 0  # windows are for list-wise models
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["backbone"] == method and metrics["parameters"] == 0 and "training" not in metrics["seconds"]
+    assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "words"),
+    [
+        ("chamfer", "Experiment.method = 'chamfre'", "did you mean 'chamfer'"),
+        ("chamfer", "Experiment.reranker = 'runs/x'", "has no weights"),
+        ("superglobal", "superglobal.beta_ = 1", "did you mean 'beta'"),
+        ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
+        ("ames", "ames.heads = 5", "cannot be built"),
+        ("map_rrt", "Extractor.locals_ = 'top'\nExtractor.top = 3", "square grid"),
+    ],
+)
+def test_what_is_wrong_is_said(images, tmp_path, capsys, method, line, words):
+    assert run(images, tmp_path / "run", method, *line.split("\n")) == 2
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_grid_that_is_none_is_said():
     with pytest.raises(ValueError, match="reads a square grid"):
-        MapRRT(**SMALL)(Shortlist.random(1, 2, 7, 16, 8))
+        MapRRT(16, **SMALL)(Shortlist.random(1, 2, 7, 16, 8))

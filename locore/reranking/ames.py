@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
 from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.reranker import rerankers
 
 
 class Layer(nn.Module):
@@ -46,6 +47,11 @@ class Decoder(nn.Module):
         return tokens
 
 
+@rerankers.register(
+    "ames",
+    mini={"width": 192, "depth": 4, "heads": 6, "inner": 768},
+    base={"width": 768, "depth": 5, "heads": 12, "inner": 3072},
+)
 class AMES(PairwiseReranker):
     """Local descriptors of both images, and a token that asks whether they match.
 
@@ -55,12 +61,13 @@ class AMES(PairwiseReranker):
 
     def __init__(self, local_dim: int, width: int = 128, depth: int = 5, heads: int = 2, inner: int = 1024):
         super().__init__()
+        self.width = width
         self.mtc_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         self.remap_local = nn.Sequential(nn.Linear(local_dim, width), nn.LayerNorm(width))
         self.decoder = Decoder(width, depth, heads, inner)
         self.classifier = nn.Linear(width, 1)
 
-    def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+    def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""
         ours, theirs = (self.remap_local(F.normalize(image.local, dim=-1)) for image in (query, candidate))
         if not self.training:  # a gallery is stored in half precision

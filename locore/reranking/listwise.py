@@ -16,12 +16,11 @@ import backbones
 from backbones import ListLayout, SequenceEncoder
 from backbones.registry import suggest
 from locore.descriptors.store import Descriptors
-from locore.reranking.reranker import Ranking, Shortlist, only_present
+from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
 
 WEIGHTS = "model.safetensors"
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
 WHITENING_ROWS = 50_000  # descriptors that the whitening is estimated from
-IGNORED = -100  # label of tokens that take no part in the loss
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -203,7 +202,7 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         }  # what rebuilds it, saved beside the weights
         self._hub_mixin_config = None  # no second file: the weights' own says what rebuilds it
         self.encoder = backbones.create(encoder, size, **(settings or {})) if isinstance(encoder, str) else encoder
-        width = self.encoder.hidden_size
+        self.width = width = self.encoder.hidden_size
         self.embedding = ListEmbedding(
             width,
             local_dim,
@@ -235,7 +234,10 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
             options.pop(gone, None)
         folder = Path(model_id)
         path = folder / WEIGHTS if folder.is_dir() else hf_hub_download(model_id, WEIGHTS, **fetched)
-        return checkpoints.load(path, **options)
+        found = checkpoints.load(path, **options)
+        if not isinstance(found, cls):
+            raise ValueError(f"'{path}' is no list-wise re-ranker; use locore.load.")
+        return found
 
     def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> logits (B, 1 + K, S, 2) of every token."""

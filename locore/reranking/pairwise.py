@@ -2,34 +2,90 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.reranker import Ranking, Shortlist, only_present
+from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present, rerankers
 
 
 class PairwiseReranker(nn.Module, ABC):
-    """Scores a query and a candidate; what else is on the list does not matter."""
+    """Scores a query and a candidate; what else is on the list does not matter.
+
+    Attributes:
+        width: of its tokens. spec: what rebuilds it, where it was made by `create`.
+    """
+
+    width: int
+    spec: dict[str, Any]
 
     @abstractmethod
+    def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+        """Of N pairs, leading dimensions (N,) -> (N,) that they match."""
+
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs, leading dimensions (N,) -> (N,) raw scores."""
+        """Of N pairs -> (N,) scores that they are sorted by."""
+        return self.logits(query, candidate)
 
     def forward(self, shortlist: Shortlist) -> Tensor:
-        """-> (B, K) raw scores."""
-        batch, count = shortlist.similarities.shape
-        rows = torch.arange(batch, device=shortlist.similarities.device).repeat_interleave(count)
-        candidates = shortlist.candidates[rows, torch.arange(count, device=rows.device).repeat(batch)]
-        return self.pairs(shortlist.query[rows], candidates).view(batch, count)
+        """-> (B, K) logits."""
+        return self._each(shortlist, self.logits)
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Binary cross-entropy of all pairs.
+
+        Args:
+            logits: (B, K). labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            smoothing: of the labels.
+        """
+        counted = labels != IGNORED
+        wanted = labels[counted].float() * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits[counted].float(), wanted)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by score; those not present last, with score -inf."""
         training = self.training
         self.eval()
-        scores = only_present(self(shortlist).float(), shortlist.present)
+        scores = only_present(self._each(shortlist, self.pairs).float(), shortlist.present)
         self.train(training)
         return Ranking.by(scores)
+
+    @staticmethod
+    def _each(shortlist: Shortlist, function) -> Tensor:
+        """(B, K) of a function of N pairs."""
+        batch, count = shortlist.similarities.shape
+        rows = torch.arange(batch, device=shortlist.similarities.device).repeat_interleave(count)
+        candidates = shortlist.candidates[rows, torch.arange(count, device=rows.device).repeat(batch)]
+        return function(shortlist.query[rows], candidates).view(batch, count)
+
+
+def is_learned(method: str) -> bool:
+    """Whether a registered re-ranker is one of these."""
+    build = rerankers.entry(method).build
+    return inspect.isclass(build) and issubclass(build, PairwiseReranker)
+
+
+def create(method: str, size: str, local_dim: int, global_dim: int, settings: dict[str, Any]) -> PairwiseReranker:
+    """One of these for descriptors of such widths, in a named size.
+
+    Raises:
+        ValueError: unknown name, size or setting, or widths that it cannot be built for.
+    """
+    known = inspect.signature(rerankers.entry(method).build).parameters
+    widths = {n: w for n, w in (("local_dim", local_dim), ("global_dim", global_dim)) if n in known}
+    model = rerankers.create(method, size, **widths, **settings)
+    model.spec = {
+        "method": method,
+        "size": size,
+        "local_dim": local_dim,
+        "global_dim": global_dim,
+        "settings": settings,
+    }
+    return model

@@ -9,10 +9,14 @@ from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
 from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.reranker import rerankers
 
 PAIR = 7  # numbers of a pair of locals: x, y, weight of either, and their similarity
 
 
+@rerankers.register(
+    "r2former", mini={"width": 192, "depth": 3, "heads": 6}, base={"width": 768, "depth": 4, "heads": 12}
+)
 class R2Former(PairwiseReranker):
     """Each local's best matches become a token by one transformer, all of these a score by another (section 3.3).
 
@@ -26,7 +30,7 @@ class R2Former(PairwiseReranker):
         self, width: int = 384, depth: int = 4, pair_depth: int = 2, heads: int = 6, matches: int = 5, patches: int = 16
     ):
         super().__init__()
-        self.matches = matches
+        self.matches, self.width = matches, width
         self.cls_token, self.cls_token_2 = (
             nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02)) for _ in range(2)
         )
@@ -44,9 +48,14 @@ class R2Former(PairwiseReranker):
         """Of N pairs -> (N,): the global similarity and the probability of a match, weighted by what is learned."""
         share = self.ratio.clamp(0.1, 0.9)
         alike = F.cosine_similarity(query.global_, candidate.global_, dim=1)
-        return alike * share + self.logits(query, candidate).softmax(dim=1)[:, 1] * (1 - share)
+        return alike * share + self.logits(query, candidate).sigmoid() * (1 - share)
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+        """Of N pairs -> (N,) of a match over no match."""
+        neither, match = self.classes(query, candidate).unbind(1)
+        return match - neither
+
+    def classes(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N, 2): no match, match."""
         pairs = self._best(query, candidate)
         count, locals_ = pairs.shape[:2]

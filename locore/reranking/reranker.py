@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from backbones.registry import Registry
 from locore.descriptors.store import Descriptors, DescriptorTable
 
-rerankers = Registry("re-ranker", "locore.reranking", "locore.rerankers")  # those without training
+rerankers = Registry("re-ranker", "locore.reranking", "locore.rerankers")
+IGNORED = -100  # label of what takes no part in a loss
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,18 @@ from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
 from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.reranker import rerankers
 
 SCALES = 7  # that DELG's descriptors have
 LONGEST = 10_000.0  # wavelength of a position, over 2π
 SPAN = 2.0  # that positions of a map are spread over
+MINI = {"width": 192, "depth": 5, "heads": 6, "inner": 768}
+BASE = {"width": 768, "depth": 6, "heads": 12, "inner": 3072}
+
+
+def _projection(local_dim: int, width: int) -> nn.Module:
+    """Nothing where descriptors are as wide as tokens, as in the published models."""
+    return nn.Identity() if local_dim == width else nn.Linear(local_dim, width)
 
 
 def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> nn.TransformerEncoder:
@@ -19,23 +27,33 @@ def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> 
     return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
 
 
+@rerankers.register("rrt", mini=MINI, base=BASE)
 class RRT(PairwiseReranker):
     """Of descriptors with scales: `[CLS] global, locals [SEP] global, locals` (section 3.3, landmarks).
 
     Args:
-        width: of the tokens, and of a local descriptor. global_dim: width of a global one.
+        local_dim, global_dim: widths of the descriptors. width: of the tokens; None = of a local descriptor.
     """
 
     def __init__(
-        self, width: int, global_dim: int, depth: int = 6, heads: int = 4, inner: int = 1024, dropout: float = 0.0
+        self,
+        local_dim: int,
+        global_dim: int,
+        width: int | None = None,
+        depth: int = 6,
+        heads: int = 4,
+        inner: int = 1024,
+        dropout: float = 0.0,
     ):
         super().__init__()
+        self.width = width = width or local_dim
+        self.local = _projection(local_dim, width)
         self.encoder = _encoder(width, depth, heads, inner, dropout)
         self.remap = nn.Linear(global_dim, width)
         self.scale_encoder, self.seg_encoder = nn.Embedding(SCALES, width), nn.Embedding(6, width)
         self.classifier = nn.Linear(width, 1)
 
-    def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+    def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""
         parts, real = [], []
         segments = self.seg_encoder.weight
@@ -44,44 +62,56 @@ class RRT(PairwiseReranker):
             parts += [
                 segments[opening].expand(count, 1, -1),
                 F.normalize(self.remap(image.global_), dim=-1)[:, None] + segments[global_],
-                F.normalize(image.local, dim=-1) + self.scale_encoder(image.scale) + segments[local],
+                F.normalize(self.local(image.local), dim=-1) + self.scale_encoder(image.scale) + segments[local],
             ]
             real += [torch.ones(count, 2, dtype=torch.bool, device=image.mask.device), image.mask]
         tokens = self.encoder(torch.cat(parts, dim=1), src_key_padding_mask=~torch.cat(real, dim=1))
         return self.classifier(tokens[:, 0]).squeeze(1)
 
 
+@rerankers.register("map_rrt", mini=MINI, base=BASE)
 class MapRRT(PairwiseReranker):
     """Of feature maps: `[CLS] cells [SEP] cells`, with the place of each cell (section 3.3, metric learning).
 
     Args:
-        width: of the tokens, and of a cell. Locals have to be a whole square grid.
+        local_dim: width of a cell; locals have to be a whole square grid. width: of the tokens; None = of a cell.
     """
 
-    def __init__(self, width: int, depth: int = 4, heads: int = 4, inner: int = 1024, dropout: float = 0.0):
+    def __init__(
+        self,
+        local_dim: int,
+        width: int | None = None,
+        depth: int = 4,
+        heads: int = 4,
+        inner: int = 1024,
+        dropout: float = 0.0,
+    ):
         super().__init__()
+        self.width = width = width or local_dim
+        self.local = _projection(local_dim, width)
         self.encoder = _encoder(width, depth, heads, inner, dropout)
         self.seg_encoder = nn.Embedding(4, width)
         self.classifier = nn.Linear(width, 1)
 
-    def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+    def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits.
 
         Raises:
             ValueError: locals are no square grid.
         """
-        count, cells, width = query.local.shape
+        ours, theirs = self.local(query.local), self.local(candidate.local)
+        count, cells, width = ours.shape
         side = round(cells**0.5)
         if side**2 != cells:
             raise ValueError(f"RRT of feature maps reads a square grid, and images have {cells} local descriptors.")
-        places = _places(side, width).to(query.local)
+        places = _places(side, width).to(ours)
         segments = self.seg_encoder.weight
         tokens = torch.cat(
             [
                 segments[0].expand(count, 1, -1),
-                query.local + segments[2] + places,
+                ours + segments[2] + places,
                 segments[1].expand(count, 1, -1),
-                candidate.local + segments[3] + places,
+                theirs + segments[3] + places,
             ],
             dim=1,
         )
