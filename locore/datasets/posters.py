@@ -160,8 +160,8 @@ class Transitive:
 
 
 @benchmarks.register("posters")
-def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 400) -> Benchmark:
-    """Walls seen in parts: a half of them trains, views of the other half are searched, and so are distractors.
+def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 200) -> Benchmark:
+    """Walls seen in parts: two thirds of them train, views of the others are searched, and so are distractors.
 
     Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
     more, hard ones a tenth or more; a view that shows less of it, or little at all, or another part of the wall, is
@@ -176,12 +176,12 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240
     """
     if walls < 4 or views < 4 or queries < 1:
         raise ValueError("posters needs 4 walls, 4 views of each and a query at least.")
-    half = 2 * walls // 3
+    trains = 2 * walls // 3
     train, searched = (
         Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)))
-        for numbers in (np.arange(half), np.arange(half, walls))
+        for numbers in (np.arange(trains), np.arange(trains, walls))
     )
-    asking = _asking(seed, np.sort(half + np.arange(queries) % (walls - half)), views)
+    asking = _asking(seed, np.sort(trains + np.arange(queries) % (walls - trains)), views)
     alone = np.arange(walls, walls + distractors)
     gallery = Posters(
         seed, np.concatenate([searched.walls, alone]), np.concatenate([searched.views, np.zeros_like(alone)])
