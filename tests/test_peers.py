@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from small import QUICK, write_glyphs
 from test_golden import FOLDER
+from torch.nn import functional as F
 
 import locore
 from experiments.run import main
 from locore.descriptors import Descriptors
 from locore.reranking import Shortlist
 from locore.reranking.ames import AMES
+from locore.reranking.cvnet import CVNet
 from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.r2former import R2Former
 from locore.reranking.rrt import RRT, MapRRT
@@ -64,6 +66,30 @@ def test_scores_are_the_published_ones(case):
         with torch.inference_mode():
             logits = model.classes(image(golden, "src"), image(golden, "tgt"))
         torch.testing.assert_close(logits, golden["local_logits"], atol=1e-5, rtol=0)
+
+
+def test_cvnets_correlation_and_classes_are_the_published_ones():
+    model = CVNet(24, 16)
+    model.load_state_dict(load_file(FOLDER / "cvnet.weights.safetensors"))
+    golden = load_file(FOLDER / "cvnet.io.safetensors")
+    with torch.inference_mode():
+        correlation = model.correlation(golden["query_map"], golden["key_map"])
+        classes = model.classes(golden["query_map"], golden["key_map"])
+    torch.testing.assert_close(correlation.sum((4, 5)), golden["correlation_sum"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(classes, golden["logits"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(classes.softmax(1)[:, 1], golden["score"], atol=1e-5, rtol=0)
+
+
+def test_cvnet_reads_the_map_that_locals_were_cells_of():
+    model, maps = CVNet(6, 8).eval(), torch.rand(2, 3, 6, 3, 3) + 0.1
+    cells = maps.flatten(3).mT
+    described = replace(
+        Shortlist.random(2, 3, 9, 6, 4).candidates, local=F.normalize(cells, dim=-1), weight=cells.norm(dim=-1)
+    )
+    shortlist = Shortlist(torch.zeros(2, 2), described[:, 0], described[:, 1:])
+    for row in range(2):
+        expected = model.classes(maps[row, :1].expand(2, -1, -1, -1), maps[row, 1:]).diff(dim=1).squeeze(1)
+        torch.testing.assert_close(model.rerank(shortlist).scores[row], expected, atol=1e-5, rtol=1e-4)
 
 
 def lists(case: str) -> Shortlist:
