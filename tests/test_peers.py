@@ -75,7 +75,7 @@ def test_cvnets_correlation_and_classes_are_the_published_ones():
     with torch.inference_mode():
         correlation = model.correlation(golden["query_map"], golden["key_map"])
         classes = model.classes(golden["query_map"], golden["key_map"])
-    torch.testing.assert_close(correlation.sum((4, 5)), golden["correlation_sum"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(correlation.sum((4, 5)), golden["correlation_sum"], atol=1e-5, rtol=1e-6)  # of 96 terms
     torch.testing.assert_close(classes, golden["logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(classes.softmax(1)[:, 1], golden["score"], atol=1e-5, rtol=0)
 
