@@ -156,9 +156,13 @@ def run(images, out, method, *more):
     return main(["--gin", f"gin/peers/{method}.gin", *arguments, "--out", str(out)])
 
 
-@pytest.mark.parametrize("method", ["rrt", "map_rrt", "ames", "r2former"])
+@pytest.mark.parametrize(
+    "method",
+    ["ames", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rrt", "map_rrt", "r2former", "cvnet"))],
+)
 def test_learned_ones_are_trained_kept_and_loaded(images, tmp_path, method):
-    small = [f"{method}.width = 32", f"{method}.depth = 1", f"{method}.heads = 2"]
+    sizes = ("compressed",) if method == "cvnet" else ("width", "depth", "heads")
+    small = [f"{method}.{name} = {value}" for name, value in zip(sizes, (32, 1, 2), strict=False)]
     assert run(images, tmp_path / "run", method, *small) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["backbone"] == method and metrics["ensemble"] and metrics["parameters"] > 1000

@@ -98,7 +98,7 @@ def test_gradients_are_averaged_to_those_of_one_process(tmp_path, folders):
         np.testing.assert_array_equal(two[name], other[name])
 
 
-@pytest.mark.parametrize("queries", [8, 1024])  # the search is shared by queries, or by parts of the gallery
+@pytest.mark.parametrize("queries", [8, pytest.param(1024, marks=pytest.mark.slow)])  # by queries, by gallery
 def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
     images = write_glyphs(tmp_path / "images")
     lines = [*QUICK, "Training.steps = 2", "Extractor.batch = 4", f"folder.path = '{images}'"]
@@ -114,6 +114,7 @@ def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
     assert (folders[0] / "queries.csv").read_text() == (folders[1] / "queries.csv").read_text()
 
 
+@pytest.mark.slow
 def test_an_extraction_leaves_the_files_of_one_process(tmp_path, folders):
     images = write_glyphs(tmp_path / "images", classes=12, images=4)
     lines = [
