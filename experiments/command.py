@@ -86,8 +86,14 @@ def run_folder(
         if begun and known != config:
             raise ValueError(f"The run folder '{folder}' has a run of another configuration; give another --out.")
         if (folder / "metrics.json").exists():
+            try:
+                finished = json.loads((folder / "metrics.json").read_text())
+            except json.JSONDecodeError:
+                raise ValueError(
+                    f"'{folder / 'metrics.json'}' is damaged; delete it, and the run ends again."
+                ) from None
             print(f"The run in '{folder}' is finished; give another --out or --seed for a new one.")
-            yield folder, processes.agreed(json.loads((folder / "metrics.json").read_text()))
+            yield folder, processes.agreed(finished)
             return
         files.write_text(folder / "config.gin", config)
         logging.basicConfig(

@@ -33,7 +33,7 @@ def _extract(options: argparse.Namespace) -> int:
     extraction, config = prepare(options.gin, options.set, options.seed)
     if options.dry_run:
         print(config)
-        print(f"Descriptors: {extraction.extractor.locals_per_image} locals an image; widths {extraction.widths}")
+        print(f"Descriptors: {extraction.extractor.locals_per_image} locals an image; widths {extraction.written}")
         return 0
     name = f"extract-{Path(options.gin[0]).stem}"
     with run_folder(options, name, config, PARTS) as (folder, finished):

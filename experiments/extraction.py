@@ -59,12 +59,24 @@ class Extraction:
                     f"and these have {self.widths[name]}."
                 )
 
+    @property
+    def written(self) -> dict[str, int]:
+        """Widths of what is written."""
+        asked = {"global": self.global_dim, "local": self.local_dim}
+        known = {name: len(each.matrix) for name, each in (self.whitenings or {}).items()}
+        return {name: known.get(name) or asked[name] or width for name, width in self.widths.items()}
+
     def run(self, folder: Path, config: str, seed: int) -> dict:
         """Extract what is not there yet. -> what was written, with the config."""
         stage = Stages()
         with stage("benchmark"):
             benchmark = self.data.load()
         sets = _image_sets(benchmark)
+        known = len(sets.get("train", sets["gallery"]))
+        dims = {"global_dim": (self.global_dim, 1), "local_dim": (self.local_dim, self.extractor.locals_per_image)}
+        for name, (dim, each) in dims.items():
+            if dim and known * each <= dim:
+                raise ValueError(f"{known} images are too few to whiten to Extraction.{name} = {dim}; ask for less.")
         parts: dict[str, Parts] = {}
         for name, images in sets.items():
             with stage(f"describing {name}"):

@@ -1,16 +1,21 @@
 """Files of AMES and LOCORE: read row by row they give what they hold, and what is wrong with one is said at once."""
 
 import pickle
+import subprocess
+import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from locore.datasets import Relevance
 from locore.descriptors import ames, store
 from locore.descriptors.ames import Joined, Locals, Stored, on_disk
 from locore.descriptors.store import Rows
+from locore.evaluation import MetricLearning, Search
 from locore.reranking import ListwiseReranker, Shortlist
+from locore.retrieval import search
 
 IMAGES, TOPK, WIDTH, GLOBAL = 40, 6, 8, 12
 
@@ -150,3 +155,46 @@ def test_neighbours_that_are_none(table, words, tmp_path):
     (tmp_path / "nn.pkl").write_bytes(pickle.dumps(table))
     with pytest.raises(ValueError, match=words):
         ames.read_neighbours(tmp_path / "nn.pkl", 3, IMAGES)
+
+
+def test_neighbours_and_descriptors_that_would_spoil_a_table_in_silence(features, globals_, tmp_path):
+    table = np.stack([np.zeros((2, 3)), [[0, 1, 2], [1, 3, 1]]]).astype(np.float32)
+    for spoilt, words in (
+        (table, "names an image twice for query 1"),
+        (np.where(table == 3, np.nan, table), "not finite"),
+        (np.where(table == 3, -1, table), "names image -1"),
+        ([[[0.5]], [[1], [2, 3]]], "different lengths"),
+    ):
+        (tmp_path / "nn.pkl").write_bytes(pickle.dumps(spoilt))
+        with pytest.raises(ValueError, match=words):
+            ames.read_neighbours(tmp_path / "nn.pkl", 2, 9)
+    features[7, 1, 9] = np.nan
+    ames.write_locals(tmp_path / "locals.h5", features)
+    with pytest.raises(ValueError, match=r"not finite \(image 7\)"):
+        Locals(tmp_path / "locals.h5", IMAGES)[np.array([3, 7])]
+
+
+def test_a_shortlist_with_the_query_itself_is_that_much_shorter():
+    """Leave-one-out: the query is on its own list, so of three there are two candidates."""
+    rows = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
+    table = Shortlist.random(1, 6, 2, 4, 4).candidates[0]
+    labels, own = np.array([0, 0, 0, 1, 1, 1]), np.arange(6)
+    listed = search(rows.numpy(), rows.numpy(), 3)
+    answers = Relevance.from_labels(labels, labels, own)
+    found = Search.of(table, table, answers, labels, own, 2, MetricLearning((1,)), listed)
+    assert not (found.neighbours.indices == own[found.rows][:, None]).any() and found.neighbours.indices.shape == (6, 2)
+    with pytest.raises(ValueError, match="have 2 candidates where 3"):
+        Search.of(table, table, answers, labels, own, 3, MetricLearning((1,)), listed)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
+    script = (
+        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom locore.descriptors import store\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n    store.write(Path(sys.argv[1]), np.ones((90, 64), 'f2'), np.ones((90, 9, 64), 'f2'))\n"
+        "except OSError as error:\n    print('said', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.h5")], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("said"), done.stderr
+    assert not list(tmp_path.iterdir())

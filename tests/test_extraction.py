@@ -211,7 +211,8 @@ def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file,
     assert (one / "gallery_global.f32").read_bytes() == (other / "gallery_global.f32").read_bytes()
     assert len((one / "gallery_global.f32").read_bytes()) == 24 * 7 * 4
     for line, words in (
-        ("Extraction.global_dim = 5000", "cannot be whitened to 5000"),
+        ("Extraction.global_dim = 5000", "must be in 1 to 1280"),
+        ("Extraction.global_dim = 24", "24 images are too few"),
         (f"Extraction.whitening = '{tmp_path}'", "No whitening in"),
         (f"Extraction.whitening = '{one}'\nExtraction.local_dim = 3", "leave"),
         (f"Extraction.whitening = '{one}'\nExtractor.local_stage = 2", "these have"),

@@ -109,7 +109,7 @@ def test_an_extractor_describes_as_the_embedder_that_was_saved(images, tmp_path)
     torch.testing.assert_close(extractor.describe(some).global_.float(), expected, atol=2e-3, rtol=0)
     with pytest.raises(ValueError, match=r"trained with image_size 32; set Extractor\.image_size"):
         _ = replace(extractor, image_size=64).sizes
-    with pytest.raises(ValueError, match="No trained embedder at"):
+    with pytest.raises(ValueError, match="No weights at"):
         _ = replace(extractor, weights=str(tmp_path / "none.safetensors")).sizes
     (tmp_path / WHOLE).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):

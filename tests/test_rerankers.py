@@ -17,6 +17,7 @@ from locore.reranking.diffusion import Diffusion
 from locore.reranking.expansion import DatabaseAugmentation, QueryExpansion
 from locore.reranking.geometric import Geometric
 from locore.reranking.matching import Chamfer, MutualNeighbours, local_similarities, mutual
+from locore.reranking.pairwise import is_learned
 from locore.reranking.reciprocal import KReciprocal
 from locore.reranking.reranker import rerankers
 from locore.reranking.superglobal import SuperGlobal
@@ -45,7 +46,7 @@ def globals_only(query: torch.Tensor, candidates: torch.Tensor) -> Shortlist:
     return Shortlist(torch.einsum("bd,bkd->bk", query, candidates), described(query), described(candidates))
 
 
-every = pytest.mark.parametrize("name", rerankers.available())
+every = pytest.mark.parametrize("name", [name for name in rerankers.available() if not is_learned(name)])
 
 
 @every

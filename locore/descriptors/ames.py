@@ -5,6 +5,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from locore.files import atomic
 from locore.retrieval import Neighbours
 from locore.unpickle import unpickle
 
+AT_ONCE = 10_000  # rows
 LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale, mask (1 = missing), weight first
 
 
@@ -92,6 +94,10 @@ class Locals:
                 found[place] = self._table[row, : self.count]
         except (OSError, RuntimeError) as error:
             raise ValueError(f"'{self.path}' is damaged ({error}); get it again.") from error
+        finite = np.isfinite(found).all(axis=(1, 2))
+        if not finite.all():
+            image = known[np.flatnonzero(~finite)[0]]
+            raise ValueError(f"'{self.path}' has descriptors that are not finite (image {image}); extract them again.")
         return found[places]
 
 
@@ -108,6 +114,10 @@ def join(parts: Iterable[tuple[np.ndarray, np.ndarray]], images: int, globals_pa
         with open(flat, "wb") as rows:
             for globals_, features in parts:
                 if table is None:
+                    # HDF5 does not survive a full disk, so it is seen to beforehand.
+                    needed, free = images * features[0].nbytes, shutil.disk_usage(locals_path.parent).free
+                    if needed > free:
+                        raise OSError(f"'{locals_path}' needs {needed:,} bytes, and {free:,} are free; make room.")
                     table = file.create_dataset(LOCALS, (images, *features.shape[1:]), features.dtype)
                 np.ascontiguousarray(globals_, dtype=np.float32).tofile(rows)
                 table[start : start + len(features)] = features
@@ -138,9 +148,10 @@ class Stored:
     def __getitem__(self, rows: Tensor) -> Descriptors:
         """Descriptors of some images, rows of any shape."""
         flat = rows.flatten().numpy()
-        read = store.unpack(
-            torch.from_numpy(np.ascontiguousarray(self.globals_[flat])), torch.from_numpy(self.locals_[flat])
-        )
+        globals_ = np.ascontiguousarray(self.globals_[flat])
+        if not np.isfinite(globals_).all():
+            raise ValueError("A global descriptor is not finite; extract them again.")
+        read = store.unpack(torch.from_numpy(globals_), torch.from_numpy(self.locals_[flat]))
         return read[torch.arange(len(flat)).view(rows.shape)]
 
 
@@ -228,17 +239,28 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         found = unpickle(path)
     except FileNotFoundError:
         raise ValueError(f"No neighbours at '{path}'.") from None
-    table = found.numpy() if isinstance(found, Tensor) else np.asarray(found)
+    try:
+        table = found.detach().float().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    except ValueError:
+        raise ValueError(f"'{path}' has lists of different lengths where an array is wanted.") from None
     if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
         raise ValueError(
             f"'{path}' has {table.dtype} of shape {table.shape} where (2, {queries}, neighbours) is wanted, "
             "similarities and then indices."
         )
+    if not np.isfinite(table).all():
+        raise ValueError(f"'{path}' has similarities or indices that are not finite.")
     indices = table[1].astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < gallery:
-        raise ValueError(f"'{path}' names image {indices.max():,}, and the gallery has {gallery:,}.")
+        wrong = indices.min() if indices.min() < 0 else indices.max()
+        raise ValueError(f"'{path}' names image {wrong:,}, and the gallery has {gallery:,}.")
     if table.dtype.kind == "f" and (indices != table[1]).any():
         raise ValueError(f"'{path}' has indices that are no whole numbers.")
+    for start in range(0, len(indices), AT_ONCE):
+        part = np.sort(indices[start : start + AT_ONCE], axis=1)
+        twice = (part[:, 1:] == part[:, :-1]).any(axis=1)
+        if twice.any():
+            raise ValueError(f"'{path}' names an image twice for query {start + np.flatnonzero(twice)[0]}.")
     return Neighbours(indices, table[0].astype(np.float32), np.zeros(indices.shape, dtype=bool))
 
 

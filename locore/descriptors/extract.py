@@ -72,6 +72,10 @@ class Extractor:
         for option, value, known in (("pooling", self.pooling, UNTRAINED), ("locals_", self.locals_, ("grid", "top"))):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
+        for option in ("batch", "top", "grid", "image_size"):
+            value = getattr(self, option)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Extractor.{option} = {value!r} must be a whole number, at least 1.")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
         if self.locals_ == "grid" and len(self.scales) > 1:

@@ -110,10 +110,15 @@ class Rows:
 
 def write(path: Path, globals_: np.ndarray, features: np.ndarray) -> None:
     """Write HDF5 atomically: `features` (N, L, 5 + D) as AMES and LOCORE have it, `global` (N, Dg), checksums."""
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    # Made in memory, since HDF5 does not survive a full disk.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         for name, rows in (("features", features), ("global", globals_)):
             chunk = (min(len(rows), 256), *rows.shape[1:])
             file.create_dataset(name, data=rows, chunks=chunk, fletcher32=True)
+        file.flush()
+        image = file.id.get_file_image()
+    with atomic(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def read_arrays(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -78,10 +78,13 @@ class Search:
             own = None if self_index is None else self_index[rows]
             if listed is None:
                 return search(queries.globals_[rows], gallery.globals_, depth, own, behind)
-            return arranged(listed.similarities[rows], listed.indices[rows], depth, own, behind)
+            return arranged(listed.similarities[rows], listed.indices[rows], min(depth, available), own, behind)
 
-        if listed is not None and listed.indices.shape[1] < candidates:
-            raise ValueError(f"The shortlists have {listed.indices.shape[1]} candidates where {candidates} are wanted.")
+        if listed is not None:
+            with_itself = self_index is not None and bool((listed.indices == self_index[:, None]).any())
+            available = listed.indices.shape[1] - with_itself
+            if available < candidates:
+                raise ValueError(f"The shortlists have {available} candidates where {candidates} are wanted.")
         if callable(answers):
             answers = answers(nearest(np.arange(len(queries)), candidates).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)

@@ -46,7 +46,12 @@ def average_precision(places: np.ndarray, positives: int) -> float:
 
 
 def precision_at(places: np.ndarray, k: int) -> float:
-    """mP@k of revisitop: precision among the first k, or among as many as reach the last right image; places from 0."""
+    """mP@k of revisitop: precision among the first k, or among as many as reach the last right image; places from 0.
+
+    0 where a list that is shorter than the gallery has none.
+    """
+    if not len(places):
+        return 0.0
     cut = min(int(places.max()) + 1, k)
     return float(np.sum(places < cut) / cut)
 

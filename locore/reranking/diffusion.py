@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
 
 
 @rerankers.register("diffusion")
@@ -23,6 +23,11 @@ class Diffusion:
     gamma: float = 3.0
     alpha: float = 0.9
     query_neighbours: int = 10
+
+    def __post_init__(self):
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk has no end.")
+        at_least_one(self, "neighbours", "query_neighbours")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

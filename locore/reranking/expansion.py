@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
 
 
 @rerankers.register("query_expansion")
@@ -22,6 +22,9 @@ class QueryExpansion:
 
     neighbours: int = 10
     alpha: float = 3.0
+
+    def __post_init__(self):
+        at_least_one(self, "neighbours")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
@@ -48,6 +51,9 @@ class DatabaseAugmentation:
 
     neighbours: int = 10
     alpha: float = 3.0
+
+    def __post_init__(self):
+        at_least_one(self, "neighbours")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, at_least_one, only_present, rerankers
 
 
 @rerankers.register("k_reciprocal")
@@ -23,6 +23,9 @@ class KReciprocal:
     k1: int = 20
     k2: int = 6
     share: float = 0.3
+
+    def __post_init__(self):
+        at_least_one(self, "k1", "k2")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

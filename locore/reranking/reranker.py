@@ -100,6 +100,14 @@ class Ranking:
         return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
 
 
+def at_least_one(reranker: object, *settings: str) -> None:
+    """Refuse settings of a re-ranker that are no whole number from 1."""
+    for name in settings:
+        value = getattr(reranker, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a whole number, at least 1.")
+
+
 def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
     """Scores (B, K), -inf for candidates that are not there."""
     return scores if present is None else scores.masked_fill(~present, -torch.inf)

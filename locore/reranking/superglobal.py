@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
 
 
 @rerankers.register("superglobal")
@@ -20,6 +20,9 @@ class SuperGlobal:
 
     neighbours: int = 9
     beta: float = 0.15
+
+    def __post_init__(self):
+        at_least_one(self, "neighbours")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
