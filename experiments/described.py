@@ -56,7 +56,7 @@ class Files:
     @property
     def widths(self) -> tuple[int, int]:
         """Of a global and of a local descriptor."""
-        return ames.widths(self._path(self.gallery_global), self._path(self.gallery_local))
+        return _widths(self._stored("gallery", None))
 
     def tables(self, benchmark: Benchmark) -> tuple[Table, Table]:
         """Of the queries and of the gallery.

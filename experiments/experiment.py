@@ -102,12 +102,12 @@ class Experiment:
             raise ValueError(
                 f"Unknown Experiment.method '{unknown}'{suggest(unknown, [LISTWISE, *rerankers.available()])}"
             )
-        has_weights = self.method == LISTWISE or is_learned(self.method)
-        if not has_weights and (self.reranker or self.embedder_rate):
+        self.has_weights = self.method == LISTWISE or is_learned(self.method)
+        if not self.has_weights and (self.reranker or self.embedder_rate):
             raise ValueError(
                 f"'{self.method}' has no weights; leave Experiment.reranker and Experiment.embedder_rate out."
             )
-        self.trains = has_weights and not self.reranker
+        self.trains = self.has_weights and not self.reranker
         if self.evaluated_in not in PRECISIONS:
             unknown = self.evaluated_in
             raise ValueError(f"Unknown Experiment.evaluated_in '{unknown}'{suggest(unknown, PRECISIONS)}")
@@ -177,7 +177,7 @@ class Experiment:
     @cached_property
     def sizes(self) -> tuple[int, int]:
         """Parameters of the re-ranker, and width of its tokens, or of the descriptors where it has none."""
-        if not self.trains and not self.reranker:
+        if not self.has_weights:
             _ = self._untrained()
             return 0, sum(self._widths)
         model = self.model(seed=0)
@@ -223,8 +223,7 @@ class Experiment:
         if learned.extractor:  # the shortlists stay, what is read of their images is new
             gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        has_weights = self.trains or self.reranker
-        model = self._evaluated(learned, queries, seed) if has_weights else self._untrained()
+        model = self._evaluated(learned, queries, seed) if self.has_weights else self._untrained()
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):

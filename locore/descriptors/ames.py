@@ -204,16 +204,6 @@ def on_disk(table: object) -> bool:
     return isinstance(table.table if isinstance(table, Rows) else table, Stored | Joined)
 
 
-def widths(globals_: Path, locals_: Path) -> tuple[int, int]:
-    """Of a global and of a local descriptor in such files.
-
-    Raises:
-        ValueError: as `read_globals` and `Locals`.
-    """
-    images = described(locals_)
-    return read_globals(globals_, images).shape[1], Locals(locals_, images).width
-
-
 def described(path: Path) -> int:
     """How many images a file of local descriptors describes.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.pairwise import PairwiseReranker, square
 from locore.reranking.reranker import rerankers
 
 SCALES = (0.25, 0.5, 1.0)  # of a map's area
@@ -126,7 +126,5 @@ def _map(image: Descriptors) -> Tensor:
     Raises:
         ValueError: locals are no square grid.
     """
-    side = round(image.local.shape[1] ** 0.5)
-    if side**2 != image.local.shape[1]:
-        raise ValueError(f"CVNet reads a square grid, and images have {image.local.shape[1]} local descriptors.")
+    side = square(image)
     return (image.local * image.weight[..., None]).mT.unflatten(2, (side, side))

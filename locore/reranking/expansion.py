@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
@@ -31,11 +32,7 @@ class QueryExpansion:
         """Candidates by their similarity to the expanded query."""
         candidates = shortlist.candidates.global_
         similarities = torch.einsum("bd,bkd->bk", shortlist.query.global_, candidates)
-        near, places = only_present(similarities, shortlist.present).topk(
-            min(self.neighbours, similarities.shape[1]), dim=1
-        )
-        weights = near.clamp(min=0) ** self.alpha * (near != -torch.inf)
-        spread = torch.zeros_like(similarities).scatter(1, places, weights)
+        spread = _weights(only_present(similarities, shortlist.present), self.neighbours, self.alpha)
         expanded = F.normalize(shortlist.query.global_ + torch.einsum("bk,bkd->bd", spread, candidates), dim=-1)
         return Ranking.by(only_present(torch.einsum("bd,bkd->bk", expanded, candidates), shortlist.present))
 
@@ -59,10 +56,14 @@ class DatabaseAugmentation:
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Augmented candidates by their similarity to the query."""
         candidates, alike = shortlist.candidates.global_, among_candidates(shortlist)
-        near, places = alike.topk(min(self.neighbours + 1, alike.shape[1]), dim=2)
-        weights = near.clamp(min=0) ** self.alpha * (near != -torch.inf)
-        spread = torch.zeros_like(alike).scatter(2, places, weights)
-        augmented = F.normalize(spread @ candidates, dim=-1)
+        augmented = F.normalize(_weights(alike, self.neighbours + 1, self.alpha) @ candidates, dim=-1)
         return Ranking.by(
             only_present(torch.einsum("bd,bkd->bk", shortlist.query.global_, augmented), shortlist.present)
         )
+
+
+def _weights(similarities: Tensor, count: int, alpha: float) -> Tensor:
+    """(..., K) -> the power of the `count` highest, where they are candidates that are there; 0 for all others."""
+    near, places = similarities.topk(min(count, similarities.shape[-1]), dim=-1)
+    weights = near.clamp(min=0) ** alpha * (near != -torch.inf)
+    return torch.zeros_like(similarities).scatter(-1, places, weights)

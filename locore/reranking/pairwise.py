@@ -66,6 +66,19 @@ class PairwiseReranker(nn.Module, ABC):
         return function(shortlist.query[rows], candidates).view(batch, count)
 
 
+def square(image: Descriptors) -> int:
+    """Side of the grid that an image's locals are.
+
+    Raises:
+        ValueError: they are no square grid.
+    """
+    cells = image.local.shape[1]
+    side = round(cells**0.5)
+    if side**2 != cells:
+        raise ValueError(f"This re-ranker reads a square grid, and images have {cells} local descriptors.")
+    return side
+
+
 def is_learned(method: str) -> bool:
     """Whether a registered re-ranker is one of these."""
     build = rerankers.entry(method).build

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.pairwise import PairwiseReranker, square
 from locore.reranking.reranker import rerankers
 
 SCALES = 7  # that DELG's descriptors have
@@ -100,11 +100,8 @@ class MapRRT(PairwiseReranker):
             ValueError: locals are no square grid.
         """
         ours, theirs = self.local(query.local), self.local(candidate.local)
-        count, cells, width = ours.shape
-        side = round(cells**0.5)
-        if side**2 != cells:
-            raise ValueError(f"RRT of feature maps reads a square grid, and images have {cells} local descriptors.")
-        places = _places(side, width).to(ours)
+        count, _, width = ours.shape
+        places = _places(square(query), width).to(ours)
         segments = self.seg_encoder.weight
         tokens = torch.cat(
             [
