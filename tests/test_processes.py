@@ -15,7 +15,16 @@ from locore import processes
 from locore.descriptors import ames
 
 ONE = [sys.executable]
-TWO = ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+TWO = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 
 GRADIENTS = """
 import sys
