@@ -32,6 +32,7 @@ from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
 from locore.language_model import start_from
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
+from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import rerankers
@@ -55,6 +56,7 @@ class Experiment:
         backbone: registered name of the list-wise one's encoder. size: of the encoder, or of another that is learned.
         candidates: how many are re-ranked.
         window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
+        before: re-rankers without weights that reorder the list first, each with how much of it: a `Cascade`.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes.
         reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
@@ -75,6 +77,7 @@ class Experiment:
     size: str = "mini"
     candidates: int = 24
     window: int | None = None
+    before: Sequence[tuple[str, int]] = ()
     ensemble: bool = True
     alpha: float | None = None
     temperature: float | None = None
@@ -102,6 +105,7 @@ class Experiment:
             raise ValueError(
                 f"Unknown Experiment.method '{unknown}'{suggest(unknown, [LISTWISE, *rerankers.available()])}"
             )
+        self._check_before()
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
             raise ValueError(
@@ -134,6 +138,7 @@ class Experiment:
             )
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
+        self.listed = max([self.candidates, *(count for _, count in self.before)])
         self.pass_size = self.window or self.candidates
         self.sampling.sizes(self.pass_size)
         locals_ = self.files.count if self.files else self.extractor.locals_per_image
@@ -178,13 +183,26 @@ class Experiment:
     def sizes(self) -> tuple[int, int]:
         """Parameters of the re-ranker, and width of its tokens, or of the descriptors where it has none."""
         if not self.has_weights:
-            _ = self._untrained()
+            _ = self._untrained(self.method)
             return 0, sum(self._widths)
         model = self.model(seed=0)
         return sum(p.numel() for p in model.parameters()), model.width
 
-    def _untrained(self) -> Reranker:
-        return rerankers.create(self.method, **SETTINGS[self.method]())
+    def _check_before(self) -> None:
+        """Refuse stages of a cascade that are none."""
+        for stage in self.before:
+            match stage:
+                case (str(name), int(count)) if count > 1:
+                    if name not in (known := [n for n in rerankers.available() if not is_learned(n)]):
+                        raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
+                case _:
+                    raise ValueError(
+                        f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and "
+                        "how many candidates it reorders."
+                    )
+
+    def _untrained(self, method: str) -> Reranker:
+        return rerankers.create(method, **SETTINGS[method]())
 
     def weights_used(self) -> str:
         """What is in the files of weights, as lines of the configuration: another file there is another run."""
@@ -223,19 +241,19 @@ class Experiment:
         if learned.extractor:  # the shortlists stay, what is read of their images is new
             gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
             searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model = self._evaluated(learned, queries, seed) if self.has_weights else self._untrained()
+        model = self._evaluated(learned, queries, seed) if self.has_weights else self._untrained(self.method)
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
-            rankings = self._rerank_protocols(searches, self._windows(model))
+            rankings = self._rerank_protocols(searches, self._whole(model))
             orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
-            if ensemble and isinstance(self._windows(model), Windows):
-                for protocol, reranked in self._rerank_protocols(searches, self._windows(model, ensemble)).items():
+            if ensemble and isinstance(self._whole(model), Windows | Cascade):
+                for protocol, reranked in self._rerank_protocols(searches, self._whole(model, ensemble)).items():
                     orders[protocol]["ensemble"] = reranked.order
             elif ensemble:
                 for protocol, reranked in rankings.items():
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
-            tables = {p: summary(searched, orders[p], self.candidates) for p, searched in searches.items()}
+            tables = {p: summary(searched, orders[p], self.listed) for p, searched in searches.items()}
             first = next(iter(searches))
             if processes.first():
                 outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
@@ -283,7 +301,7 @@ class Experiment:
         return searched.rerank(reranker, candidates, at_once, self.device)
 
     def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
-        return rerank_protocols(searches, self.candidates, lambda s: self.rerank(s, reranker, self.candidates))
+        return rerank_protocols(searches, self.listed, lambda s: self.rerank(s, reranker, self.listed))
 
     @cached_property
     def device(self) -> torch.device:
@@ -298,7 +316,7 @@ class Experiment:
         for protocol, answers in benchmark.protocols.items():
             try:
                 searches[protocol] = Search.of(
-                    queries, gallery, answers, groups, own, self.candidates, benchmark.measures, listed
+                    queries, gallery, answers, groups, own, self.listed, benchmark.measures, listed
                 )
             except NothingToAsk:
                 if not searches:
@@ -312,11 +330,13 @@ class Experiment:
         self._fit_together(model, queries)
         return model.to(PRECISIONS[self.evaluated_in])
 
-    def _windows(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
-        """The model as it re-ranks all candidates."""
-        if self.window and isinstance(model, ListwiseReranker):
-            return Windows(model, self.window, self.window // 2, ensemble=ensemble)
-        return model
+    def _whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
+        """The model as it re-ranks all candidates, behind those that are asked before it."""
+        if (self.window and isinstance(model, ListwiseReranker)) or ensemble:
+            model = Windows(model, self.pass_size, self.pass_size // 2, ensemble=ensemble)
+        if not self.before:
+            return model
+        return Cascade([*((self._untrained(name), cut) for name, cut in self.before), (model, self.candidates)])
 
     def describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import locore
+from experiments import rehearse
 from experiments.run import main
 from locore.datasets import benchmarks
 from locore.descriptors import ames
@@ -180,6 +181,24 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
     found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("apart", "together")]
     assert found[0]["protocols"] == found[1]["protocols"] and found[0]["benchmark"] == "roxford5k+1m"
     assert run(folder, tmp_path / "less", *within) == 2  # and without their descriptors it says so
+
+
+def test_a_large_gallery_is_rehearsed(tmp_path, capsys):
+    data, few = tmp_path / "data", ["Experiment.candidates = 12", "Experiment.window = 8", "Files.count = 4"]
+    assert rehearse.main(["--truth", str(TRUTH), "--distractors", "30", "--out", str(data)]) == 0
+    names = ("roxford5k.root", "roxford5k.distractors", "Files.root", "Experiment.reranker")
+    settings = [*few, *(f"{name} = '{data}'" for name in names)]
+    arguments = ["--gin", "gin/landmarks/rehearsal.gin", "--out", str(tmp_path / "run")]
+    assert main([*arguments, *(part for line in settings for part in ("--set", line))]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["benchmark"] == "roxford5k+1m" and metrics["parameters"] == sum(
+        p.numel() for p in locore.load(data).parameters()
+    )
+    assert metrics["protocols"]["medium"]["global"]["mAP"] < 5  # which is chance
+    found = Locals(data / "distractor_local.hdf5", 30)[np.arange(30)].astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(found[..., 5:], axis=-1).mean(), 1, atol=0.01)
+    assert rehearse.main(["--truth", str(tmp_path), "--distractors", "30", "--out", str(data)]) == 2
+    assert "gnd_roxford5k.pkl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -181,12 +181,27 @@ def test_those_without_training_run_as_they_are(images, tmp_path, method):
     assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_cascade_is_asked_for_by_name(images, tmp_path):
+    # Chamfer on the head of what Chamfer left of more is Chamfer on more.
+    twice = "Experiment.before = [('chamfer', 16)]"
+    asked = {"eight": [], "sixteen": ["Experiment.candidates = 16"], "twice": [twice]}
+    found = {}
+    for name, lines in asked.items():
+        assert run(images, tmp_path / name, "chamfer", *lines) == 0
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert found["twice"]["reranked"] == found["sixteen"]["reranked"] != found["eight"]["reranked"]
+    assert found["twice"]["oracle"] == found["sixteen"]["oracle"]
+
+
 @pytest.mark.parametrize(
     ("method", "line", "words"),
     [
         ("chamfer", "Experiment.method = 'chamfre'", "did you mean 'chamfer'"),
         ("chamfer", "Experiment.reranker = 'runs/x'", "has no weights"),
         ("superglobal", "superglobal.beta_ = 1", "did you mean 'beta'"),
+        ("chamfer", "Experiment.before = [('superglobl', 16)]", "did you mean 'superglobal'"),
+        ("chamfer", "Experiment.before = [('ames', 16)]", "without weights 'ames'"),
+        ("chamfer", "Experiment.before = ['superglobal']", "is no stage"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
         ("ames", "ames.heads = 5", "cannot be built"),
         ("map_rrt", "Extractor.locals_ = 'top'\nExtractor.top = 3", "square grid"),
