@@ -18,6 +18,8 @@ from fnmatch import fnmatch
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
+from backbones.settings import check
+
 DEFAULT_SIZE = "mini"
 
 
@@ -76,6 +78,7 @@ class Registry:
         for setting in given:
             if setting not in known:
                 raise ValueError(f"The {self.kind} '{name}' has no setting '{setting}'{suggest(setting, known)}")
+        check(name, given, entry.build)
         for setting, parameter in known.items():
             if parameter.default is parameter.empty and setting not in given:
                 raise ValueError(f"The {self.kind} '{name}' needs a setting '{setting}'; give {name}.{setting} = …")

@@ -7,6 +7,7 @@ from typing import Any
 
 import gin
 
+from backbones.settings import check_types
 from experiments.configuration import SETTINGS
 from locore.datasets import Benchmark, ImageSet, benchmarks
 
@@ -24,6 +25,7 @@ class Data:
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
+        check_types(self)
         benchmarks.entry(self.benchmark)
         self.settings = SETTINGS[self.benchmark]()
         benchmarks.check(self.benchmark, **self.settings)

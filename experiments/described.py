@@ -10,6 +10,7 @@ import gin
 import numpy as np
 import torch
 
+from backbones.settings import check_types
 from locore.datasets import Benchmark, ImageSet, Subset
 from locore.descriptors import ames
 from locore.descriptors.ames import Joined, Locals, Stored
@@ -49,6 +50,7 @@ class Files:
     train_neighbours: str | None = None
 
     def __post_init__(self):
+        check_types(self)
         for what in ("distractor", "train"):
             if (getattr(self, f"{what}_global") is None) != (getattr(self, f"{what}_local") is None):
                 raise ValueError(f"Files.{what}_global and Files.{what}_local go together.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import gin
 import numpy as np
 
+from backbones.settings import check_types
 from experiments.configuration import built, extractor, finetuning, training
 from experiments.data import Data
 from experiments.provenance import provenance
@@ -40,6 +41,7 @@ class Embedding:
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
+        check_types(self)
         _ = self.extractor.sizes
 
     def parameters(self) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from backbones import ListLayout
 from backbones.registry import suggest
+from backbones.settings import check_types
 from experiments import outcome
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
 from experiments.data import Data
@@ -100,11 +101,14 @@ class Experiment:
     training: Training = field(default_factory=training)
 
     def __post_init__(self):
+        check_types(self)
         if self.method not in (LISTWISE, *rerankers.available()):
             unknown = self.method
             raise ValueError(
                 f"Unknown Experiment.method '{unknown}'{suggest(unknown, [LISTWISE, *rerankers.available()])}"
             )
+        if self.candidates < 2:
+            raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
         self._check_before()
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
@@ -166,13 +170,16 @@ class Experiment:
         if self.reranker:
             return checkpoints.load(Path(self.reranker).expanduser(), **self.published)
         torch.manual_seed(seed)
-        if self.method != LISTWISE:
-            global_dim, local_dim = self._widths
-            return pairwise.create(self.method, self.size, local_dim, global_dim, SETTINGS[self.method]())
-        model = ListwiseReranker(**self.model_settings)
-        if self.language_model:
+        model = self._make()()
+        if self.language_model and isinstance(model, ListwiseReranker):
             start_from(model, Path(self.language_model).expanduser())
         return model
+
+    def _make(self) -> Callable[[], ListwiseReranker | PairwiseReranker]:
+        if self.method == LISTWISE:
+            return partial(ListwiseReranker, **self.model_settings)
+        global_dim, local_dim = self._widths
+        return partial(pairwise.create, self.method, self.size, local_dim, global_dim, SETTINGS[self.method]())
 
     @property
     def _widths(self) -> tuple[int, int]:
@@ -185,7 +192,15 @@ class Experiment:
         if not self.has_weights:
             _ = self._untrained(self.method)
             return 0, sum(self._widths)
-        model = self.model(seed=0)
+        if self.reranker:
+            model = self.model(seed=0)
+        else:
+            make = self._make()
+            try:
+                with torch.device("meta"):  # nothing is filled in, so that hundreds of millions are counted at once
+                    model = make()
+            except (NotImplementedError, RuntimeError):  # an encoder may compute with what it is filled with
+                model = make()
         return sum(p.numel() for p in model.parameters()), model.width
 
     def _check_before(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import gin
 import numpy as np
 
+from backbones.settings import check_types
 from experiments.configuration import built, extractor
 from experiments.data import Data
 from experiments.provenance import provenance
@@ -45,6 +46,7 @@ class Extraction:
     extractor: Extractor = field(default_factory=extractor)
 
     def __post_init__(self):
+        check_types(self)
         self.widths = dict(zip(("global", "local"), self.extractor.sizes, strict=True))
         for name, dim in (("global", self.global_dim), ("local", self.local_dim)):
             if dim is not None and not 1 <= dim <= self.widths[name]:

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from backbones.registry import suggest
+from backbones.settings import check_types
 from locore import processes, resume, weights
 from locore.progress import track
 
@@ -65,6 +66,7 @@ class Training:
     validate_every: int = 50
 
     def __post_init__(self):
+        check_types(self)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"Unknown Training.schedule '{self.schedule}'{suggest(self.schedule, SCHEDULES)}")
         if self.precision not in ("no", "bf16"):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.settings import check_types
 from locore import processes
 from locore.descriptors.ames import on_disk
 from locore.descriptors.embedder import Embedder
@@ -48,6 +49,7 @@ class Sampling:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        check_types(self)
         if self.most is not None and self.most < self.fewest:
             raise ValueError(f"Sampling.most {self.most} is less than Sampling.fewest {self.fewest}.")
         if self.views < 1:

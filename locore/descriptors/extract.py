@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.registry import suggest
+from backbones.settings import check_types
 from locore import processes
 from locore.datasets.benchmark import ImageSet, Subset
 from locore.datasets.images import on_white
@@ -69,6 +70,7 @@ class Extractor:
     batch: int = 64
 
     def __post_init__(self):
+        check_types(self)
         for option, value, known in (("pooling", self.pooling, UNTRAINED), ("locals_", self.locals_, ("grid", "top"))):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")

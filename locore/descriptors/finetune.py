@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
+from backbones.settings import check_types
 from locore import processes
 from locore.datasets.benchmark import ImageSet
 from locore.descriptors.embedder import Embedder
@@ -69,6 +70,7 @@ class Finetuning:
     flip: bool = False
 
     def __post_init__(self):
+        check_types(self)
         if self.loss not in LOSSES:
             raise ValueError(f"Unknown Finetuning.loss '{self.loss}'{suggest(self.loss, LOSSES)}")
         if self.frozen and self.dim is None:

@@ -1,0 +1,55 @@
+"""A setting of the wrong type is said by its name, before anything is built with it."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", type(None): "None"}
+
+
+def check_types(settings: Any) -> None:
+    """Refuse fields of a dataclass that are of another type than declared; to be called in its `__post_init__`.
+
+    Raises:
+        ValueError: with the name of the field.
+    """
+    kind = type(settings)
+    check(kind.__name__, {f.name: getattr(settings, f.name) for f in fields(settings) if f.init}, kind)
+
+
+def check(owner: str, settings: Mapping[str, object], build: Callable) -> None:
+    """Refuse arguments of a class or function that are of another type than it declares.
+
+    Raises:
+        ValueError: with the name of the argument.
+    """
+    declared = get_type_hints(build.__init__ if inspect.isclass(build) else build)  # type: ignore[misc]
+    for name, value in settings.items():
+        if not fits(value, declared.get(name, Any)):
+            raise ValueError(f"{owner}.{name} = {value!r} must be {said(declared[name])}.")
+
+
+def fits(value: object, declared: Any) -> bool:
+    """Whether a value is of a declared type; what is no plain type is not looked into."""
+    origin = get_origin(declared)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in get_args(declared))
+    if declared is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if declared is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    plain = origin or declared
+    return isinstance(value, plain) if inspect.isclass(plain) else True
+
+
+def said(declared: Any) -> str:
+    """A declared type in words."""
+    if get_origin(declared) in (Union, types.UnionType):
+        return " or ".join(said(one) for one in get_args(declared))
+    plain = get_origin(declared) or declared
+    return NAMES.get(plain, f"a {plain.__name__.lower()}")
