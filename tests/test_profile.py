@@ -67,6 +67,7 @@ def test_a_comparison_says_all_that_it_measured(capsys):
     assert set(keys) <= set(result)
 
 
+@pytest.mark.slow
 def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
     gin, picture = ["--gin", "gin/mamba.gin", "--set", "query_attention.depth = 1"], tmp_path / "lengths.png"
     lengths = ["--lengths", "5000", "20000", "--backbones", "query_attention", "--picture", str(picture)]
