@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from small import write_glyphs
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from experiments import extract
 from experiments.described import Files
 from locore.datasets import benchmarks
+from locore.datasets.images import FileImages
 from locore.descriptors import Extractor, ames
 from locore.descriptors.detector import class_attention
 from locore.descriptors.embedder import Embedder
@@ -54,8 +56,34 @@ def test_locals_of_all_scales_compete_and_globals_are_averaged(images):
     assert 0 < int(several.scale.sum()) < several.scale.numel()
 
 
+def test_images_keep_their_proportions(tmp_path):
+    random = np.random.default_rng(0)
+    for name, (width, height) in {"wide": (128, 64), "tall": (40, 120), "square": (96, 96)}.items():
+        pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    kept, names = replace(VIT, proportions=True, top=8), ["wide.png", "tall.png", "square.png"]
+    images = FileImages(tmp_path, names, np.zeros(3))
+    inputs = kept._inputs(kept._embedder, [images.image(i) for i in range(3)])
+    assert [tuple(each.shape[2:]) for (each,) in inputs] == [(32, 64), (64, 16), (64, 64)]  # whole patches of 16
+    together = kept.describe([images.image(i) for i in range(3)])
+    assert together.mask.sum(1).tolist() == [8, 4, 8]  # a narrow image has fewer cells, and the rest says so
+    assert not together.local[1, 4:].any()
+    for row in range(3):
+        alone = kept.describe([images.image(row)])
+        torch.testing.assert_close(alone.local[0], together.local[row])
+    square = replace(VIT, top=8).describe([images.image(2)])
+    torch.testing.assert_close(square.local[0], together.local[2])
+    torch.testing.assert_close(square.global_[0], together.global_[2])
+    # A query that is cut out of its image is as large as it is in the whole of it.
+    cut = FileImages(tmp_path, names[:1], np.zeros(1), boxes=np.array([[32, 0, 64, 64]]))
+    ((small,),) = kept._inputs(kept._embedder, [cut.image(0)])
+    assert tuple(small.shape[2:]) == (32, 16)
+    extracted = kept.extract(images)
+    torch.testing.assert_close(extracted.local, together.local)
+
+
 def test_a_transformers_sides_are_whole_patches_at_every_scale(images):
-    inputs = replace(VIT, scales=(0.7071, 1.0, 1.4142))._inputs(VIT._embedder, pictures(images))
+    (inputs,) = replace(VIT, scales=(0.7071, 1.0, 1.4142))._inputs(VIT._embedder, pictures(images))
     assert [tuple(each.shape[2:]) for each in inputs] == [(48, 48), (64, 64), (96, 96)]
     described = replace(VIT, scales=(0.7071, 1.0, 1.4142), top=20).describe(pictures(images))
     assert described.local.shape == (3, 20, 192) and set(described.scale.flatten().tolist()) == {0, 1, 2}

@@ -27,6 +27,9 @@ UNREADABLE = (
 )
 
 
+WHOLE_SIZE = "whole size"  # in an image's `info`: width and height of the file that it was cut out of
+
+
 class FileImages(ImageSet):
     """Image files below a folder or inside a zip.
 
@@ -72,7 +75,9 @@ class FileImages(ImageSet):
         name = self.names[index]
         try:
             with Image.open(self._open(name)) as image:
-                return on_white(image if self.boxes is None else image.crop(tuple(self.boxes[index])))
+                found = on_white(image if self.boxes is None else image.crop(tuple(self.boxes[index])))
+                found.info[WHOLE_SIZE] = image.size
+                return found
         except UNREADABLE as error:
             raise ValueError(
                 f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."

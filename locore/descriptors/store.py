@@ -15,6 +15,7 @@ from locore.files import atomic
 from locore.retrieval import Table
 
 LEADING = 5  # columns before a local descriptor: x, y, scale index, mask (1 = missing), weight
+MISSING = 3  # the mask's
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,6 @@ def unpack(globals_: Tensor, features: Tensor) -> Descriptors:
         local=features[..., LEADING:],
         position=features[..., 0:2],
         scale=features[..., 2].long(),
-        mask=features[..., 3] == 0,
+        mask=features[..., MISSING] == 0,
         weight=features[..., 4],
     )
