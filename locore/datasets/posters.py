@@ -160,7 +160,7 @@ class Transitive:
 
 
 @benchmarks.register("posters")
-def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 240, distractors: int = 200) -> Benchmark:
+def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720, distractors: int = 200) -> Benchmark:
     """Walls seen in parts: two thirds of them train, views of the others are searched, and so are distractors.
 
     Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
