@@ -35,12 +35,14 @@ class Extraction:
 
     Attributes:
         global_dim, local_dim: widths that descriptors are whitened to; None = they stay as the model gives them.
+        eigen_power: -0.5 = principal components are whitened, 0 = they are not (PCA alone).
         whitening: the folder of an extraction whose whitening is used; None = one is fitted on the training images, or
             where the benchmark has none on the gallery.
     """
 
     global_dim: int | None = None
     local_dim: int | None = None
+    eigen_power: float = -0.5
     whitening: str | None = None
     data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
@@ -110,7 +112,7 @@ class Extraction:
         fitted = {}
         for name, dim in (("global", self.global_dim), ("local", self.local_dim)):
             if dim:
-                fitted[name] = Whitening.fit(_sample(described, name), dim)
+                fitted[name] = Whitening.fit(_sample(described, name), dim, self.eigen_power)
         return fitted
 
 

@@ -166,6 +166,10 @@ def test_whitening_is_scikit_learns():
     theirs = PCA(5, whiten=True).fit_transform(rows)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-3)  # signs of components are free
+    turned = Whitening.fit(rows, 5, eigen_power=0)(rows.astype(np.float32))
+    expected = PCA(5).fit_transform(rows)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.abs(turned), np.abs(expected), atol=1e-4)
     half = Whitening.fit(rows, 5)(rows.reshape(100, 3, 12).astype(np.float16))
     assert half.dtype == np.float16 and half.shape == (100, 3, 5)
 

@@ -202,6 +202,8 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("chamfer", "Experiment.before = [('superglobl', 16)]", "did you mean 'superglobal'"),
         ("chamfer", "Experiment.before = [('ames', 16)]", "without weights 'ames'"),
         ("chamfer", "Experiment.before = ['superglobal']", "is no stage"),
+        ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
+        ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
         ("ames", "ames.heads = 5", "cannot be built"),
         ("map_rrt", "Extractor.locals_ = 'top'\nExtractor.top = 3", "square grid"),

@@ -1,4 +1,4 @@
-"""PCA whitening of descriptors (Jégou and Chum 2012), fitted once and kept, so that other images get the same."""
+"""PCA of descriptors, whitened or not (Jégou and Chum 2012), fitted once and kept: other images get the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from locore.files import atomic
 
 @dataclass(frozen=True)
 class Whitening:
-    """Rows (N, D) -> their first d whitened principal components, L2-normalised.
+    """Rows (N, D) -> their first d principal components, L2-normalised.
 
     Attributes:
         matrix: (d, D). offset: (d,).
@@ -25,8 +25,8 @@ class Whitening:
     offset: np.ndarray
 
     @classmethod
-    def fit(cls, rows: np.ndarray, dim: int) -> Whitening:
-        """Of rows (N, D).
+    def fit(cls, rows: np.ndarray, dim: int, eigen_power: float = -0.5) -> Whitening:
+        """Of rows (N, D); a component is scaled by this power of its variance, -0.5 = whitened, 0 = not at all.
 
         Raises:
             ValueError: they are too few, or narrower than `dim`.
@@ -36,7 +36,7 @@ class Whitening:
                 f"{len(rows)} descriptors of width {rows.shape[1]} cannot be whitened to {dim} dimensions; ask for "
                 "fewer."
             )
-        pca = faiss.PCAMatrix(rows.shape[1], dim, -0.5)
+        pca = faiss.PCAMatrix(rows.shape[1], dim, eigen_power)
         pca.train(np.ascontiguousarray(rows, dtype=np.float32))
         return cls(
             faiss.vector_to_array(pca.A).reshape(-1, rows.shape[1])[:dim].copy(),

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
+from locore.reranking.reranker import (
+    Ranking,
+    Shortlist,
+    among_candidates,
+    at_least_one,
+    at_least_zero,
+    only_present,
+    rerankers,
+)
 
 
 @rerankers.register("diffusion")
@@ -28,6 +36,7 @@ class Diffusion:
         if not 0 < self.alpha < 1:
             raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk has no end.")
         at_least_one(self, "neighbours", "query_neighbours")
+        at_least_zero(self, "gamma")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

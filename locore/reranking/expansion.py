@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
+from locore.reranking.reranker import (
+    Ranking,
+    Shortlist,
+    among_candidates,
+    at_least_one,
+    at_least_zero,
+    only_present,
+    rerankers,
+)
 
 
 @rerankers.register("query_expansion")
@@ -26,6 +34,7 @@ class QueryExpansion:
 
     def __post_init__(self):
         at_least_one(self, "neighbours")
+        at_least_zero(self, "alpha")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
@@ -51,6 +60,7 @@ class DatabaseAugmentation:
 
     def __post_init__(self):
         at_least_one(self, "neighbours")
+        at_least_zero(self, "alpha")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

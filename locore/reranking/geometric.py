@@ -9,7 +9,7 @@ import torch
 
 from backbones.registry import suggest
 from locore.reranking.matching import local_similarities, mutual
-from locore.reranking.reranker import Ranking, Shortlist, at_least_one, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, at_least_one, at_least_zero, only_present, rerankers
 
 LEAST = {"homography": 4, "affine": 3}  # matches that a transformation is fitted to
 
@@ -33,6 +33,7 @@ class Geometric:
             unknown = self.transformation
             raise ValueError(f"Unknown geometric.transformation '{unknown}'{suggest(unknown, LEAST)}")
         at_least_one(self, "iterations")
+        at_least_zero(self, "tolerance")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from locore.reranking.reranker import Ranking, Shortlist, at_least_one, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, at_least_one, at_least_zero, only_present, rerankers
 
 
 @rerankers.register("k_reciprocal")
@@ -26,6 +26,7 @@ class KReciprocal:
 
     def __post_init__(self):
         at_least_one(self, "k1", "k2")
+        at_least_zero(self, "share")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

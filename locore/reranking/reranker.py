@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,6 +107,14 @@ def at_least_one(reranker: object, *settings: str) -> None:
         value = getattr(reranker, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a whole number, at least 1.")
+
+
+def at_least_zero(reranker: object, *settings: str) -> None:
+    """Refuse settings of a re-ranker that are negative or not finite."""
+    for name in settings:
+        value = getattr(reranker, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a number, at least 0.")
 
 
 def only_present(scores: Tensor, present: Tensor | None) -> Tensor:

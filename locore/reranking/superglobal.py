@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_least_one, only_present, rerankers
+from locore.reranking.reranker import (
+    Ranking,
+    Shortlist,
+    among_candidates,
+    at_least_one,
+    at_least_zero,
+    only_present,
+    rerankers,
+)
 
 
 @rerankers.register("superglobal")
@@ -23,6 +31,7 @@ class SuperGlobal:
 
     def __post_init__(self):
         at_least_one(self, "neighbours")
+        at_least_zero(self, "beta")
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
