@@ -249,7 +249,7 @@ class Experiment:
         if self.files and self.trains:
             self.files.training(self.data.training_images(benchmark))  # what is missing is said before the search
         with stage("shortlists"):
-            searches = self._searches(benchmark, queries, gallery)
+            searches = self.searches(benchmark, queries, gallery)
         learned = Learned(None, None, None)
         if self.trains:
             learned = learn(self, self.data.training_images(benchmark), folder, seed, stage)
@@ -323,7 +323,7 @@ class Experiment:
         """Where the re-ranker is trained and evaluated."""
         return processes.device()
 
-    def _searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
+    def searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
         """The search of each protocol under which something can be asked, of the first in any case."""
         groups, own = benchmark.queries.labels, benchmark.self_index
         listed = self.files.known(benchmark) if self.files else None

@@ -41,15 +41,19 @@ class Posters(ImageSet):
         self.fingerprint = hashlib.sha256(repr(versions).encode()).hexdigest()
 
     def image(self, index: int) -> Image.Image:
-        return Camera(self.seed, int(self.walls[index]), int(self.views[index])).render()
+        return self.camera(index).render()
 
     def seen(self) -> np.ndarray:
         """(N, cells) bool: which cells of its wall each view shows."""
         return np.stack([view.seen() for view in self.cameras()])
 
+    def camera(self, index: int) -> Camera:
+        """Of one view."""
+        return Camera(self.seed, int(self.walls[index]), int(self.views[index]))
+
     def cameras(self) -> Iterator[Camera]:
         """The camera of each view."""
-        return (Camera(self.seed, int(w), int(v)) for w, v in zip(self.walls, self.views, strict=True))
+        return (self.camera(index) for index in range(len(self.walls)))
 
 
 class Camera:
@@ -83,14 +87,20 @@ class Camera:
     def seen(self) -> np.ndarray:
         """(cells,) bool: the cells of the wall whose centre is in the picture, and not behind anything."""
         x, y = np.meshgrid(np.arange(CELL / 2, WIDTH, CELL), np.arange(CELL / 2, HEIGHT, CELL))
-        places = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
-        u, v, scale = np.linalg.inv(self.homography) @ places
-        u, v = u / scale, v / scale
+        return self.sees(np.column_stack([x.ravel(), y.ravel()]))
+
+    def sees(self, points: np.ndarray) -> np.ndarray:
+        """(M, 2) points of the wall -> (M,) bool."""
+        u, v = _mapped(np.linalg.inv(self.homography), points).T
         seen = (u >= 0) & (u < PIXELS) & (v >= 0) & (v < PIXELS)
         if self.occluder:
             left, top, right, bottom = self.occluder
             seen &= ~((u >= left) & (u < right) & (v >= top) & (v < bottom))
         return seen
+
+    def on_wall(self, positions: np.ndarray) -> np.ndarray:
+        """(M, 2) positions in the picture, x and y in [0, 1] -> (M, 2) points of the wall."""
+        return _mapped(self.homography, positions * PIXELS)
 
     @property
     def shown(self) -> float:
@@ -186,7 +196,7 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
     gallery = Posters(
         seed, np.concatenate([searched.walls, alone]), np.concatenate([searched.views, np.zeros_like(alone)])
     )
-    common, links, shown = _overlaps(asking, gallery)
+    common, within, shown = overlaps(asking, gallery)
     own = asking.walls[:, None] == gallery.walls
     clear = own & (shown >= HIDDEN)
     easy, hard = clear & (common >= EASY), clear & (common >= HARD) & (common < EASY)
@@ -205,10 +215,15 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
             "hard": Relevance(rows(hard), rows(junk, easy), rows(junk)),
             "hard*": Relevance(rows(hard), rows(junk, easy), rows(junk, easy)),
             "easy": Relevance(rows(easy), rows(junk, hard), rows(junk)),
-            "transitive": Transitive(common, links, asking.walls, gallery.walls),
+            "transitive": Transitive(common, within >= LINK, asking.walls, gallery.walls),
         },
         measures=Revisited(),
     )
+
+
+def _mapped(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    x, y, scale = homography @ np.column_stack([points, np.ones(len(points))]).T
+    return np.column_stack([x / scale, y / scale])
 
 
 def _asking(seed: int, walls: np.ndarray, first: int) -> Posters:
@@ -224,16 +239,15 @@ def _asking(seed: int, walls: np.ndarray, first: int) -> Posters:
     return Posters(seed, walls, np.array(views))
 
 
-def _overlaps(asking: Posters, gallery: Posters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Q, N) common share of the smaller view, (N, N) links, (N,) share of each view that is not hidden."""
+def overlaps(asking: Posters, gallery: Posters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Q, N) and (N, N) common share of the smaller view, (N,) share of each view that is not hidden."""
     ask, seen = asking.seen(), gallery.seen()
-    common = np.zeros((len(ask), len(seen)), dtype=np.float32)
-    links = np.zeros((len(seen), len(seen)), dtype=bool)
+    common, within = (np.zeros((len(rows), len(seen)), dtype=np.float32) for rows in (ask, seen))
     for number in np.unique(gallery.walls):
         rows, columns = np.flatnonzero(asking.walls == number), np.flatnonzero(gallery.walls == number)
         common[np.ix_(rows, columns)] = _common(ask[rows], seen[columns])
-        links[np.ix_(columns, columns)] = _common(seen[columns], seen[columns]) >= LINK
-    return common, links, np.array([view.shown for view in gallery.cameras()])
+        within[np.ix_(columns, columns)] = _common(seen[columns], seen[columns])
+    return common, within, np.array([view.shown for view in gallery.cameras()])
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -1,0 +1,106 @@
+"""Probe what re-rankers do with a list:  python -m experiments.probe runs/mamba runs/pairwise --out runs/probe
+
+Reads finished runs of experiments.run and leaves a table (Markdown), its numbers and a picture:
+
+- order: the same list re-ranked in random orders. Of each candidate the standard deviation of its score over orders, of
+  each query that of its metric; 0 where the order does not matter.
+- transitivity, on `posters`: what a view that shares nothing with the query owes to another view that links both; 0 for
+  a pair-wise re-ranker. See locore/evaluation/transitivity.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.command import guarded
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        "experiments.probe", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of experiments.run")
+    parser.add_argument("--queries", type=int, default=200, help="of the order's, drawn with seed 0")
+    parser.add_argument("--orders", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("runs/probe"))
+    options = parser.parse_args(arguments)
+    return guarded(lambda: _probe(options))
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from experiments.provenance import provenance
+    from locore import files
+    from locore.report import probes
+
+    if options.queries < 2 or options.orders < 2:
+        raise ValueError("--queries and --orders are 2 or more, or there is no spread.")
+    if len({run.name for run in options.runs}) < len(options.runs):
+        raise ValueError("Two run folders have the same name, and rows are named by it.")
+    found = {run.name: _one(run, options) for run in options.runs}
+    command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
+    made = provenance(0, f"# {command}\n")
+    table = probes.markdown(found)
+    files.write_text(options.out / "probe.md", f"{table}\nCommand: `{command}`. Commit: {made['commit']}.\n")
+    files.write_json(options.out / "probe.json", {"runs": found, **made})
+    probes.picture(options.out / "probe.png", found)
+    print(table)
+    return 0
+
+
+def _one(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The probes of one run: means and 95 % intervals."""
+    import numpy as np
+
+    from experiments.experiment import prepare
+    from locore import checkpoints
+    from locore.datasets.posters import Posters
+    from locore.evaluation.robustness import order_spread
+    from locore.evaluation.transitivity import lists, probe, triples
+
+    if not (run / "metrics.json").exists():
+        raise ValueError(f"'{run}' is no finished run of experiments.run; let it end first.")
+    experiment, _ = prepare([str(run / "config.gin")], ["Experiment.reranker = None"], 0)
+    if experiment.embedder_rate or experiment.files or not experiment.has_weights:
+        raise ValueError(f"'{run}' cannot be probed: it has no weights, or its descriptors are not the extractor's.")
+    benchmark = experiment.data.load()
+    queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+    model: Any = checkpoints.load(run).to(experiment.device)
+    searched = next(iter(experiment.searches(benchmark, queries, gallery).values()))
+    rows = np.sort(np.random.default_rng(0).permutation(len(searched.rows))[: options.queries])
+    spread = order_spread(model, searched, experiment.pass_size, rows, experiment.device, options.orders)
+    groups, metric = searched.groups[rows], searched.measures.main
+    found = {
+        "metric": metric,
+        "candidates": experiment.pass_size,
+        "order: score": _mean(spread.scores, groups),
+        f"order: {metric}": _mean(100 * spread.metric, groups),
+        f"shuffled - searched: {metric}": _mean(100 * (spread.shuffled - spread.searched), groups),
+    }
+    if isinstance(benchmark.gallery, Posters) and isinstance(benchmark.queries, Posters):
+        chosen = triples(benchmark.queries, benchmark.gallery)
+        asked = lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
+        probed = probe(model, asked, queries, gallery, experiment.device)
+        found["triples"] = len(asked)
+        for name, values in (
+            ("transitivity gain", probed.gain),
+            ("elsewhere", probed.elsewhere),
+            ("places", probed.places),
+        ):
+            found[name] = _mean(values, probed.walls)
+    return found
+
+
+def _mean(values, groups) -> dict[str, float]:
+    from locore.evaluation import interval
+
+    low, high = interval(values, groups)
+    return {"mean": float(values.mean()), "low": low, "high": high}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The transitivity probe (supplement, Figure C): does a candidate count because of another candidate?
+
+A query, an easy view that overlaps with it, and a hard view that overlaps with the easy one but not with the query. On
+a list of these two and of other walls' views, the easy view's local descriptors where it shows what the hard one shows
+are replaced by those of a wrong candidate: a re-ranker that reasons from the query over the easy view to the hard one
+then scores the hard one lower, one that looks at a pair at a time does not. As many descriptors replaced elsewhere in
+the easy view say what any damage to it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locore.datasets.posters import EASY, HIDDEN, LINK, Posters, overlaps
+from locore.descriptors.store import Descriptors
+from locore.progress import track
+from locore.reranking.reranker import Reranker, Shortlist
+
+AT_ONCE = 16  # lists
+EASY_PLACE, HARD_PLACE = 0, 1  # of the two in `Lists`
+
+
+@dataclass(frozen=True)
+class Triples:
+    """What is probed: rows of queries (N,), of easy and of hard gallery views (N,)."""
+
+    query: np.ndarray
+    easy: np.ndarray
+    hard: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What replacing did to the hard view of each triple, (N,) each, falls in standard deviations of a list's scores.
+
+    Attributes:
+        gain: fall of its score when what the easy view shares with it is replaced: what it owes to the link.
+        elsewhere: fall when as much else of the easy view is, which may be what the query sees of it.
+        places: how many places it falls by the first, the easy view not counted.
+        walls: of the triples, to resample by.
+    """
+
+    gain: np.ndarray
+    elsewhere: np.ndarray
+    places: np.ndarray
+    walls: np.ndarray
+
+
+def triples(queries: Posters, gallery: Posters) -> Triples:
+    """For each query the easy and the hard view with most in common, where there are such."""
+    common, within, shown = overlaps(queries, gallery)
+    clear = shown >= HIDDEN
+    found = []
+    for row, shares in enumerate(common):
+        easy = np.flatnonzero((shares >= EASY) & clear)
+        hard = np.flatnonzero((gallery.walls == queries.walls[row]) & (shares == 0) & clear)
+        if len(easy) and len(hard):
+            links = within[np.ix_(easy, hard)]
+            best = np.unravel_index(links.argmax(), links.shape)
+            if links[best] >= LINK:
+                found.append((row, easy[best[0]], hard[best[1]]))
+    return Triples(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What is re-ranked: of each triple the easy view, the hard one and the nearest views of other walls.
+
+    Attributes:
+        query: (N,) rows of the queries. candidates: (N, K) of the gallery. walls: (N,) of the queries.
+        shared, elsewhere: (N, L) bool, as many descriptors of the easy view in what it shares with the hard one and in
+            the rest of it.
+    """
+
+    query: Tensor
+    candidates: Tensor
+    walls: np.ndarray
+    shared: Tensor
+    elsewhere: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+def lists(
+    found: Triples, queries: Posters, gallery: Posters, asked: Descriptors, listed: Descriptors, candidates: int
+) -> Lists:
+    """Lists of K candidates, of the triples whose easy view has descriptors both shared and elsewhere.
+
+    Args:
+        asked, listed: descriptors of queries and gallery.
+
+    Raises:
+        ValueError: there are none.
+    """
+    random = np.random.default_rng(0)
+    rows, named, masks = [], [], []
+    for query, easy, hard in zip(found.query, found.easy, found.hard, strict=True):
+        points = gallery.camera(easy).on_wall(listed.position[easy].float().numpy())
+        linked = gallery.camera(easy).sees(points) & gallery.camera(hard).sees(points)
+        count = int(min(linked.sum(), (~linked).sum()))
+        if not count:
+            continue
+        similarities = listed.global_.float() @ asked.global_[query].float()
+        similarities[torch.from_numpy(gallery.walls == queries.walls[query])] = -torch.inf
+        rows.append(query)
+        named.append([easy, hard, *similarities.topk(candidates - 2).indices.tolist()])
+        masks.append([_some(places, count, random) for places in (linked, ~linked)])
+    if not rows:
+        raise ValueError(
+            "No easy view has descriptors both where it is linked and elsewhere, so nothing can be probed."
+        )
+    shared, elsewhere = torch.from_numpy(np.array(masks)).unbind(1)
+    query = torch.tensor(rows)
+    return Lists(query, torch.tensor(named), queries.walls[query.numpy()], shared, elsewhere)
+
+
+def probe(reranker: Reranker, probed: Lists, asked: Descriptors, listed: Descriptors, device: torch.device) -> Probed:
+    """What the hard views owe to the easy ones.
+
+    Raises:
+        ValueError: the re-ranker gives no scores.
+    """
+    random = np.random.default_rng(0)
+    wrong = torch.from_numpy(random.integers(HARD_PLACE + 1, probed.candidates.shape[1], len(probed)))
+    falls = []
+    for part in track(torch.arange(len(probed)).split(AT_ONCE), "probing"):
+        whole = Shortlist.gather(asked, probed.query[part], listed, probed.candidates[part], device)
+        order = whole.similarities.argsort(dim=1, descending=True)  # as it would come from a search
+        cases = [whole] + [_replaced(whole, m[part].to(device), wrong[part]) for m in (probed.shared, probed.elsewhere)]
+        falls.append(_falls(*(_scores(reranker, case, order) for case in cases)))
+    gain, elsewhere, places = (torch.cat(each).numpy() for each in zip(*falls, strict=True))
+    return Probed(gain, elsewhere, places, probed.walls)
+
+
+def _some(places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """(L,) bool: so many of the places, drawn."""
+    chosen = np.zeros(len(places), dtype=bool)
+    chosen[random.permutation(np.flatnonzero(places))[:count]] = True
+    return chosen
+
+
+def _scores(reranker: Reranker, shortlist: Shortlist, order: Tensor) -> Tensor:
+    """(B, K) scores of the candidates as they stand on the shortlist, re-ranked in an order (B, K)."""
+    scores = reranker.rerank(shortlist.take(order)).scores
+    if scores is None:
+        raise ValueError("This re-ranker gives an order without scores, so it cannot be probed.")
+    return torch.empty_like(scores).scatter(1, order, scores).cpu()
+
+
+def _replaced(shortlist: Shortlist, masks: Tensor, wrong: Tensor) -> Shortlist:
+    """The easy view's local descriptors (B, L) where the mask is, replaced by those of a wrong candidate (B,)."""
+    local = shortlist.candidates.local.clone()
+    others = local[torch.arange(len(local)), wrong]
+    local[:, EASY_PLACE] = torch.where(masks[..., None], others, local[:, EASY_PLACE])
+    return replace(shortlist, candidates=replace(shortlist.candidates, local=local))
+
+
+def _falls(whole: Tensor, linkless: Tensor, damaged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From scores (B, K): the hard view's falls in standard deviations, and places that it falls by the first."""
+    spread = whole.std(dim=1).clamp(min=1e-12)
+    falls = [(whole[:, HARD_PLACE] - scores[:, HARD_PLACE]) / spread for scores in (linkless, damaged)]
+    places = [(s[:, HARD_PLACE + 1 :] > s[:, HARD_PLACE, None]).sum(dim=1).float() for s in (linkless, whole)]
+    return falls[0], falls[1], places[0] - places[1]

@@ -1,0 +1,46 @@
+"""What probes of several re-rankers found, as a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from locore.report.pictures import plt, save
+
+
+def measured(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What was measured of every run, with intervals."""
+    return [name for name, value in next(iter(found.values())).items() if isinstance(value, dict)]
+
+
+def markdown(found: dict[str, dict[str, Any]]) -> str:
+    """A row a run: means with 95 % intervals."""
+    names = measured(found)
+    lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for run, values in found.items():
+        cells = (f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in (values[name] for name in names))
+        lines.append(f"| {run} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """A panel for each that was measured: a point and its interval a run."""
+    names, runs = measured(found), list(found)
+    figure, axes = plt.subplots(
+        1,
+        len(names),
+        figsize=(3 * len(names) + 1, 1 + 0.4 * len(runs)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        values = [found[run][name] for run in runs]
+        means = [v["mean"] for v in values]
+        reach = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
+        axis.axvline(0, color="0.7", linewidth=1)
+        axis.errorbar(means, range(len(runs)), xerr=reach, fmt="o", color="#2166ac")
+        axis.set(title=name, yticks=range(len(runs)), yticklabels=runs)
+        axis.grid(alpha=0.3)
+    axes[0, 0].invert_yaxis()
+    save(figure, path)

@@ -1,0 +1,134 @@
+"""Probes of re-rankers whose answer is known: transitive by construction, blind to the order, linear."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from locore.datasets import Relevance, benchmarks
+from locore.datasets.posters import EASY, LINK, overlaps
+from locore.descriptors import Descriptors
+from locore.evaluation import MetricLearning, Search
+from locore.evaluation.robustness import order_spread
+from locore.evaluation.transitivity import lists, probe, triples
+from locore.reranking import ListwiseReranker, Ranking, Shortlist
+from locore.reranking.influence import influence
+from locore.reranking.matching import Chamfer
+
+GRID = 4
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return benchmarks.create("posters", walls=12, views=16, queries=40, distractors=10)
+
+
+def places(images) -> Descriptors:
+    """Descriptors that say which place of which wall a cell of the picture shows, so that cells of one place match."""
+    random = np.random.default_rng(0)
+    waves = random.normal(0, 0.15, (2, 32))
+    walls = F.normalize(torch.from_numpy(random.normal(size=(64, 16))).float(), dim=-1)
+    y, x = np.meshgrid((np.arange(GRID) + 0.5) / GRID, (np.arange(GRID) + 0.5) / GRID, indexing="ij")
+    position = torch.from_numpy(np.column_stack([x.ravel(), y.ravel()])).float()
+    points = np.stack([camera.on_wall(position.numpy()) for camera in images.cameras()])
+    phase = torch.from_numpy(points @ waves).float()
+    wall = walls[torch.from_numpy(images.walls) % 64][:, None].expand(-1, GRID**2, -1)
+    local = F.normalize(torch.cat([phase.sin(), phase.cos(), 3 * wall], dim=-1), dim=-1)
+    count = len(images)
+    return Descriptors(
+        global_=F.normalize(local.mean(1), dim=-1),
+        local=local,
+        position=position.expand(count, -1, -1),
+        scale=torch.zeros(count, GRID**2, dtype=torch.long),
+        mask=torch.ones(count, GRID**2, dtype=torch.bool),
+        weight=torch.ones(count, GRID**2),
+    )
+
+
+class OverAnother:
+    """A candidate is as right as the best chain from the query over another candidate."""
+
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        local = shortlist.candidates.local
+        alike = torch.einsum("bild,bjmd->bijlm", local, local).amax(-1).mean(-1)
+        alike.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        first = torch.einsum("bld,bkmd->bklm", shortlist.query.local, local).amax(-1).mean(-1)
+        return Ranking.by((alike + first[:, None]).amax(-1))
+
+
+def test_triples_overlap_as_they_are_meant_to(world):
+    found = triples(world.queries, world.gallery)
+    common, within, _ = overlaps(world.queries, world.gallery)
+    assert len(found) > 10
+    assert (common[found.query, found.easy] >= EASY).all() and (common[found.query, found.hard] == 0).all()
+    assert (within[found.easy, found.hard] >= LINK).all()
+    assert (world.gallery.walls[found.easy] == world.gallery.walls[found.hard]).all()
+
+
+def test_a_transitive_re_ranker_gains_and_a_pair_wise_one_does_not(world):
+    asked, listed = places(world.queries), places(world.gallery)
+    probed = lists(triples(world.queries, world.gallery), world.queries, world.gallery, asked, listed, 8)
+    assert torch.equal(probed.shared.sum(1), probed.elsewhere.sum(1)) and not (probed.shared & probed.elsewhere).any()
+    own = world.gallery.walls[probed.candidates.numpy()] == probed.walls[:, None]
+    assert own[:, :2].all() and not own[:, 2:].any()
+    alone = probe(Chamfer(), probed, asked, listed, CPU)
+    assert not alone.gain.any() and not alone.elsewhere.any() and not alone.places.any()
+    over = probe(OverAnother(), probed, asked, listed, CPU)
+    assert over.gain.mean() > 0.3 and (over.gain >= -1e-6).all() and over.places.max() > 0
+    torch.manual_seed(0)
+    model = ListwiseReranker("pairwise", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
+    listwise = ListwiseReranker("transformer", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
+    model.embedding.local = listwise.embedding.local = torch.nn.Linear(asked.local.shape[-1], 32)
+    model.embedding.global_ = listwise.embedding.global_ = torch.nn.Linear(asked.global_.shape[-1], 32)
+    assert np.abs(probe(model, probed, asked, listed, CPU).gain).max() < 1e-4
+    assert np.abs(probe(listwise, probed, asked, listed, CPU).gain).max() > 1e-3
+
+
+class ByPlace:
+    """Scores that say where a candidate was read, and nothing of what it is."""
+
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        return Ranking.by(-torch.arange(shortlist.similarities.shape[1]).float().expand_as(shortlist.similarities))
+
+
+def test_the_spread_over_orders_is_none_or_all(world):
+    asked, listed = places(world.queries), places(world.gallery)
+    labels = world.queries.walls
+    answers = Relevance.from_labels(labels, world.gallery.walls, None)
+    searched = Search.of(asked, listed, answers, labels, None, 30, MetricLearning((1,)))
+    queries = np.arange(6)
+    blind = order_spread(Chamfer(), searched, 30, queries, CPU, orders=5)
+    assert blind.scores is not None and blind.scores.max() < 1e-5 and blind.metric.max() < 1e-9
+    np.testing.assert_allclose(blind.shuffled, blind.searched)
+    order = searched.rerank(Chamfer(), 30, 8, CPU).order
+    np.testing.assert_allclose(blind.searched, searched.metrics(order)["mAP@R"][queries])
+    bound = order_spread(ByPlace(), searched, 30, queries, CPU, orders=50)
+    assert bound.scores is not None and bound.scores.min() > 0.8
+    np.testing.assert_allclose(bound.searched, searched.metrics(None)["mAP@R"][queries])
+    # In a random order the expected metric is that of chance.
+    assert bound.shuffled.mean() < bound.searched.mean() and bound.metric.mean() > 0
+
+
+def test_influence_is_the_derivative_towards_the_mean_token():
+    torch.manual_seed(0)
+    model = ListwiseReranker("transformer", 8, 16, size="mini", settings={"width": 32, "depth": 1, "heads": 2}).double()
+    shortlist = Shortlist.random(2, 5, 3, 8, 16)
+    shortlist = Shortlist(
+        shortlist.similarities.double(),
+        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(shortlist.query).values())),
+        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(shortlist.candidates).values())),
+    )
+    found = influence(model, shortlist, 2)
+    assert found.shape == (2, 6, 5)
+    embedded = model.embedded(shortlist)
+    average, step = embedded.blocks.mean(dim=(1, 2)), 1e-2
+
+    def score(share: float) -> torch.Tensor:
+        blocks = embedded.blocks.clone()
+        blocks[:, 3, 1] += share * (blocks[:, 3, 1] - average)
+        changed = type(embedded)(blocks, embedded.real, embedded.similarities, embedded.present)
+        return model.rerank(changed).scores[:, 2]
+
+    expected = (score(step) - score(-step)) / (2 * step)
+    torch.testing.assert_close(found[:, 3, 1].float(), expected.float(), atol=1e-4, rtol=1e-2)  # scores are float32
