@@ -202,6 +202,7 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("chamfer", "Experiment.before = [('superglobl', 16)]", "did you mean 'superglobal'"),
         ("chamfer", "Experiment.before = [('ames', 16)]", "without weights 'ames'"),
         ("chamfer", "Experiment.before = ['superglobal']", "is no stage"),
+        ("diffusion", "diffusion.descriptors = 'locals'", "did you mean 'local'"),
         ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
         ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),

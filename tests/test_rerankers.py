@@ -16,7 +16,7 @@ from locore.reranking.cascade import Cascade
 from locore.reranking.diffusion import Diffusion
 from locore.reranking.expansion import DatabaseAugmentation, QueryExpansion
 from locore.reranking.geometric import Geometric
-from locore.reranking.matching import Chamfer, MutualNeighbours, local_similarities, mutual
+from locore.reranking.matching import Chamfer, MutualNeighbours, chamfer_among, local_similarities, mutual
 from locore.reranking.pairwise import is_learned
 from locore.reranking.reciprocal import KReciprocal
 from locore.reranking.reranker import rerankers
@@ -200,6 +200,37 @@ def test_inliers_are_the_matches_that_one_transformation_explains(transformation
     assert 25 <= float(scores[0]) <= 27 and float(scores[1]) < 10
     with pytest.raises(ValueError, match="did you mean 'affine'"):
         Geometric("afine")
+
+
+def test_chamfer_among_candidates_is_its_definition():
+    lists = shortlist(batch=2, candidates=5, locals_=4)
+    mask = torch.ones(2, 5, 4, dtype=torch.bool)
+    mask[0, 1, 2:] = mask[1, 4, :1] = False
+    lists = replace(
+        lists, candidates=replace(lists.candidates, mask=mask), present=torch.tensor([[True] * 5, [True] * 4 + [False]])
+    )
+    found, local = chamfer_among(lists), F.normalize(lists.candidates.local, dim=-1)
+    for row in range(2):
+        for one in range(5):
+            for other in range(5):
+                alike = local[row, one][mask[row, one]] @ local[row, other][mask[row, other]].T
+                expected = (alike.max(1).values.mean() + alike.max(0).values.mean()) / 2
+                if not lists.present[row, other]:
+                    expected = torch.tensor(-torch.inf)
+                torch.testing.assert_close(found[row, one, other], expected)
+
+
+def test_diffusion_by_a_single_local_descriptor_is_that_by_the_global_one():
+    lists = shortlist(locals_=1)
+    one = (
+        replace(lists.query, local=lists.query.global_[:, None]),
+        replace(lists.candidates, local=lists.candidates.global_[:, :, None]),
+    )
+    both = [
+        Diffusion(neighbours=4, descriptors=d).rerank(replace(lists, query=one[0], candidates=one[1]))
+        for d in ("global", "local")
+    ]
+    torch.testing.assert_close(both[0].scores, both[1].scores)
 
 
 def test_a_cascade_reorders_the_head_of_what_came_before():

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from backbones.registry import suggest
+from locore.reranking.matching import Chamfer, chamfer_among
 from locore.reranking.reranker import (
     Ranking,
     Shortlist,
@@ -16,6 +19,8 @@ from locore.reranking.reranker import (
     rerankers,
 )
 
+DESCRIPTORS = ("global", "local")
+
 
 @rerankers.register("diffusion")
 @dataclass(frozen=True)
@@ -25,14 +30,20 @@ class Diffusion:
     Attributes:
         neighbours: k, edges lead to candidates that are among each other's k nearest. gamma: power of similarities.
         alpha: share that walks on. query_neighbours: candidates that the walk starts from.
+        descriptors: "global", or "local", whose chamfer similarity tells apart what global ones do not: views of one
+            place that overlap.
     """
 
     neighbours: int = 10
     gamma: float = 3.0
     alpha: float = 0.9
     query_neighbours: int = 10
+    descriptors: str = "global"
 
     def __post_init__(self):
+        if self.descriptors not in DESCRIPTORS:
+            unknown = self.descriptors
+            raise ValueError(f"Unknown diffusion.descriptors '{unknown}'{suggest(unknown, DESCRIPTORS)}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk has no end.")
         at_least_one(self, "neighbours", "query_neighbours")
@@ -41,7 +52,7 @@ class Diffusion:
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by f, where (I - α S) f = y: S the normalised affinity, y the query's similarities."""
-        alike = among_candidates(shortlist)
+        alike, similarities = self._similarities(shortlist)
         count = alike.shape[1]
         own = torch.eye(count, dtype=torch.bool, device=alike.device)
         alike = alike.masked_fill(own, -torch.inf)
@@ -51,9 +62,6 @@ class Diffusion:
         affinity = torch.where(edges, alike.clamp(min=0) ** self.gamma, 0.0).double()
         scale = affinity.sum(dim=2).clamp(min=1e-12).rsqrt()
         walk = scale[:, :, None] * affinity * scale[:, None, :]
-        similarities = only_present(
-            torch.einsum("bd,bkd->bk", shortlist.query.global_, shortlist.candidates.global_), shortlist.present
-        )
         nearest, places = similarities.topk(min(self.query_neighbours, count), dim=1)
         start = torch.zeros_like(similarities).scatter(1, places, nearest.clamp(min=0) ** self.gamma).double()
         flow = torch.linalg.solve(torch.eye(count, dtype=walk.dtype, device=walk.device) - self.alpha * walk, start)
@@ -61,3 +69,12 @@ class Diffusion:
         reached = flow > 1e-12
         scores = torch.where(reached, flow, similarities.double().clamp(min=-1) * 1e-12 - 1e-11)
         return Ranking.by(only_present(scores, shortlist.present))
+
+    def _similarities(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
+        """(B, K, K) of the candidates, (B, K) to the query; -inf for those that are not there."""
+        if self.descriptors == "local":
+            scores = Chamfer().rerank(shortlist).scores
+            assert scores is not None
+            return chamfer_among(shortlist), scores
+        found = torch.einsum("bd,bkd->bk", shortlist.query.global_, shortlist.candidates.global_)
+        return among_candidates(shortlist), only_present(found, shortlist.present)

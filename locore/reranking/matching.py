@@ -25,6 +25,26 @@ def mutual(similarities: Tensor) -> Tensor:
     return best & (similarities == similarities.amax(dim=2, keepdim=True)) & (similarities > -1)
 
 
+def chamfer_among(shortlist: Shortlist) -> Tensor:
+    """(B, K, K) chamfer similarities of a list's candidates, in the mean of both ways; -inf to those that are not there.
+
+    A candidate at a time, so that memory grows as K.
+    """
+    local = F.normalize(shortlist.candidates.local, dim=-1)
+    mask = shortlist.candidates.mask
+    count = mask.sum(dim=2).clamp(min=1)
+    found = []
+    for one in range(local.shape[1]):
+        similarities = torch.einsum("bld,bkmd->bklm", local[:, one], local)
+        real = mask[:, one, None, :, None] & mask[:, :, None, :]
+        similarities = similarities.masked_fill(~real, -1.0)
+        there = (similarities.amax(dim=3) * mask[:, one, None]).sum(dim=2) / count[:, one, None]
+        back = (similarities.amax(dim=2) * mask).sum(dim=2) / count
+        found.append((there + back) / 2)
+    alike = torch.stack(found, dim=1)
+    return alike if shortlist.present is None else alike.masked_fill(~shortlist.present[:, None], -torch.inf)
+
+
 @rerankers.register("chamfer")
 @dataclass(frozen=True)
 class Chamfer:
