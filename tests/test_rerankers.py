@@ -1,6 +1,7 @@
 """Re-rankers without training: published outputs, slow references, closed forms, and what holds for all of them."""
 
 from dataclasses import replace
+from itertools import product
 
 import cv2
 import numpy as np
@@ -206,31 +207,24 @@ def test_chamfer_among_candidates_is_its_definition():
     lists = shortlist(batch=2, candidates=5, locals_=4)
     mask = torch.ones(2, 5, 4, dtype=torch.bool)
     mask[0, 1, 2:] = mask[1, 4, :1] = False
-    lists = replace(
-        lists, candidates=replace(lists.candidates, mask=mask), present=torch.tensor([[True] * 5, [True] * 4 + [False]])
-    )
+    present = torch.tensor([[True] * 5, [True] * 4 + [False]])
+    lists = replace(lists, candidates=replace(lists.candidates, mask=mask), present=present)
     found, local = chamfer_among(lists), F.normalize(lists.candidates.local, dim=-1)
-    for row in range(2):
-        for one in range(5):
-            for other in range(5):
-                alike = local[row, one][mask[row, one]] @ local[row, other][mask[row, other]].T
-                expected = (alike.max(1).values.mean() + alike.max(0).values.mean()) / 2
-                if not lists.present[row, other]:
-                    expected = torch.tensor(-torch.inf)
-                torch.testing.assert_close(found[row, one, other], expected)
+    for row, one, other in product(range(2), range(5), range(5)):
+        alike = local[row, one][mask[row, one]] @ local[row, other][mask[row, other]].T
+        expected = (alike.max(1).values.mean() + alike.max(0).values.mean()) / 2
+        torch.testing.assert_close(
+            found[row, one, other], expected if present[row, other] else -torch.tensor(torch.inf)
+        )
 
 
 def test_diffusion_by_a_single_local_descriptor_is_that_by_the_global_one():
     lists = shortlist(locals_=1)
-    one = (
-        replace(lists.query, local=lists.query.global_[:, None]),
-        replace(lists.candidates, local=lists.candidates.global_[:, :, None]),
-    )
-    both = [
-        Diffusion(neighbours=4, descriptors=d).rerank(replace(lists, query=one[0], candidates=one[1]))
-        for d in ("global", "local")
-    ]
-    torch.testing.assert_close(both[0].scores, both[1].scores)
+    query = replace(lists.query, local=lists.query.global_[:, None])
+    candidates = replace(lists.candidates, local=lists.candidates.global_[:, :, None])
+    lists = replace(lists, query=query, candidates=candidates)
+    both = [Diffusion(neighbours=4, descriptors=d).rerank(lists).scores for d in ("global", "local")]
+    torch.testing.assert_close(*both, atol=1e-5, rtol=1e-5)
 
 
 def test_a_cascade_reorders_the_head_of_what_came_before():

@@ -26,7 +26,7 @@ def mutual(similarities: Tensor) -> Tensor:
 
 
 def chamfer_among(shortlist: Shortlist) -> Tensor:
-    """(B, K, K) chamfer similarities of a list's candidates, in the mean of both ways; -inf to those that are not there.
+    """(B, K, K) chamfer similarities of candidates, in the mean of both ways; -inf to those that are not there.
 
     A candidate at a time, so that memory grows as K.
     """
