@@ -97,13 +97,13 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     stage.seconds["training"] = round(state["seconds"], 1)
     if processes.first():
         pictures.training(folder / "training.png", state["history"])
-        checkpoints.save(model, folder / WEIGHTS)
         if embedder:
             embedder.save(folder / WHOLE)
+    extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
+    if processes.first():
+        described = None if experiment.files else extractor or experiment.extractor
+        checkpoints.save(model, folder / WEIGHTS, described)
     processes.wait()
-    extractor = None
-    if embedder:
-        extractor = replace(experiment.extractor, weights=str(folder / WHOLE))
     ensemble = None
     if experiment.ensemble and experiment.alpha is None:
         with stage("ensemble"):

@@ -2,10 +2,12 @@
 
 model = locore.load("runs/mamba")
 ranking = model.rerank(shortlist)
+hits = locore.rerank("query.jpg", ["a.jpg", "b.jpg"], "runs/mamba")
 """
 
 from locore.checkpoints import load
 from locore.descriptors import Descriptors, Extractor
+from locore.hits import Hit, rerank
 from locore.reranking import Ensemble, ListwiseReranker, Ranking, Shortlist
 
-__all__ = ["Descriptors", "Ensemble", "Extractor", "ListwiseReranker", "Ranking", "Shortlist", "load"]
+__all__ = ["Descriptors", "Ensemble", "Extractor", "Hit", "ListwiseReranker", "Ranking", "Shortlist", "load", "rerank"]

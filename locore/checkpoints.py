@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from locore import weights
+from locore.descriptors.extract import Extractor
 from locore.reranking import pairwise
 from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 from locore.reranking.pairwise import PairwiseReranker
@@ -58,11 +60,39 @@ def from_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def save(model: ListwiseReranker | PairwiseReranker, path: Path) -> None:
-    """Write the weights, and what rebuilds the model, to one safetensors file, atomically."""
+def save(model: ListwiseReranker | PairwiseReranker, path: Path, extractor: Extractor | None = None) -> None:
+    """Write the weights, and what rebuilds the model, to one safetensors file, atomically.
+
+    Args:
+        extractor: of the descriptors that the model reads, so that it can be given images; None = it is not known.
+    """
     if not isinstance(model.spec.get("encoder", ""), str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
-    weights.save(model, path, locore=json.dumps(model.spec))
+    described = {"extractor": json.dumps(asdict(extractor))} if extractor else {}
+    weights.save(model, path, locore=json.dumps(model.spec), **described)
+
+
+def extractor_of(path: str | Path) -> Extractor:
+    """The extractor of the descriptors that the model of a run folder, or of a `model.safetensors`, reads.
+
+    Raises:
+        ValueError: there is no such file, or it does not say.
+    """
+    _, said = _read(Path(path))
+    if "extractor" not in said:
+        raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
+    known = json.loads(said["extractor"])
+    return Extractor(**{**known, "scales": tuple(known["scales"])})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = path / WEIGHTS if path.is_dir() else path
+    try:
+        return weights.read(path)
+    except FileNotFoundError:
+        raise ValueError(f"No model at '{path}'; a finished run's folder has one.") from None
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is damaged ({error}).") from error
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> ListwiseReranker | PairwiseReranker:
@@ -75,14 +105,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
     Raises:
         ValueError: there is none, it is damaged, or it is neither ours nor the published one.
     """
-    path = Path(path)
-    path = path / WEIGHTS if path.is_dir() else path
-    try:
-        tensors, said = weights.read(path)
-    except FileNotFoundError:
-        raise ValueError(f"No model at '{path}'; a finished run's folder has one.") from None
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is damaged ({error}).") from error
+    tensors, said = _read(Path(path))
     if "locore" not in said:
         model: ListwiseReranker | PairwiseReranker = published_model(tensors, str(path), **published)
     elif published:

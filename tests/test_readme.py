@@ -1,5 +1,6 @@
 """The README's examples are what a reader will type."""
 
+import json
 import re
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
     exec(compile(example, "README.md", "exec"), names)
     assert sorted(names["ranking"].order[0].tolist()) == list(range(7))
     assert torch.isfinite(names["ranking"].scores).all()
+
+
+def test_the_hits_example_re_ranks(tmp_path, monkeypatch, capsys):
+    (example,) = (block for block in BLOCKS if "locore.rerank" in block)
+    model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
+    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", locore.Extractor(local_stage=3))
+    paths = sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))
+    for name, path in zip(("query", "first", "second", "third"), paths, strict=False):
+        Image.open(path).convert("RGB").save(tmp_path / f"{name}.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    assert sorted(json.loads(capsys.readouterr().out)) == [0, 1, 2]
 
 
 def test_the_readmes_files_exist():

@@ -1,0 +1,66 @@
+"""The hits of a search in, an order out."""
+
+import pytest
+import torch
+from PIL import Image
+from small import QUICK, write_glyphs
+
+import locore
+from experiments.run import main
+from locore.datasets import benchmarks
+from locore.descriptors import Extractor
+from locore.reranking import Shortlist
+from locore.reranking.matching import Chamfer
+
+SMALL = Extractor(image_size=32, local_stage=3, grid=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_glyphs(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def pictures(root):
+    gallery = benchmarks.create("folder", path=str(root)).gallery
+    return [root / gallery.names[i] for i in range(9)]
+
+
+def test_hits_are_ordered_as_the_re_ranker_does(pictures):
+    described = SMALL.describe([Image.open(path) for path in pictures])
+    rows = torch.arange(1, 9)[None]
+    expected = Chamfer().rerank(Shortlist.gather(described, torch.tensor([0]), described, rows))
+    found = locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    assert [hit.index for hit in found] == expected.order[0].tolist()
+    torch.testing.assert_close(torch.tensor([h.score for h in found]), expected.scores[0][expected.order[0]])
+    assert locore.rerank(pictures[0], [], "chamfer", SMALL) == []
+
+
+def test_an_image_is_described_once(pictures, monkeypatch):
+    first = locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL)
+    described = []
+    monkeypatch.setattr(Extractor, "describe", lambda self, images: described.extend(images))
+    again = locore.rerank(Image.open(pictures[0]), [str(path) for path in pictures[1:]], Chamfer(), SMALL)
+    assert again == first and not described
+
+
+def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
+    lines = [*QUICK, f"folder.path = '{root}'", "Experiment.ensemble = False"]
+    arguments = [part for line in lines for part in ("--set", line)]
+    assert main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(tmp_path / "run")]) == 0
+    found = locore.rerank(pictures[0], pictures[1:], tmp_path / "run")
+    described = SMALL.describe([Image.open(path) for path in pictures])
+    model = locore.load(tmp_path / "run")
+    expected = model.rerank(Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 9)[None]))
+    assert [hit.index for hit in found] == expected.order[0].tolist()
+
+
+def test_what_is_wrong_is_said(pictures, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'chamfer'"):
+        locore.rerank(pictures[0], pictures[1:], "chamfre")
+    with pytest.raises(ValueError, match="no re-ranker without weights"):
+        locore.rerank(pictures[0], pictures[1:], "ames")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"Cannot read the image '.*broken.png'"):
+        locore.rerank(pictures[0], [tmp_path / "broken.png"], "chamfer", SMALL)
+    assert len(locore.rerank(pictures[0], pictures[1:2], "chamfer", SMALL)) == 1
