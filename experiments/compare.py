@@ -112,6 +112,9 @@ def _compare(options: argparse.Namespace) -> int:
         comparison.picture(results / "table.png", finished)
     files.write_text(results / "table.md", "\n".join(part for part in text if part))
     files.write_text(results / "table.csv", comparison.csv_text(tables))
+    files.write_text(
+        results / "table.tex", "\n\n".join(f"% {p}\n{comparison.latex(t)}" for p, t in tables.items()) + "\n"
+    )
     print((results / "table.md").read_text())
     return 1 if failed else 0
 

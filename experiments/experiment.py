@@ -32,6 +32,7 @@ from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
 from locore.language_model import start_from
+from locore.report import trec
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
 from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
@@ -70,6 +71,7 @@ class Experiment:
         language_model: a folder with Longformer's or RoBERTa's weights to start from, see `locore.language_model`.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
         embedder_rate: learning rate of the vision model over the re-ranker's, 0 = it stays as it is.
+        trec: also leave rankings and right answers as TREC has them, in the folder `trec`.
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
 
@@ -94,6 +96,7 @@ class Experiment:
     language_model: str | None = None
     embedder: str | None = None
     embedder_rate: float = 0.0
+    trec: bool = False
     evaluated_in: str = "float32"
     data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
@@ -270,6 +273,10 @@ class Experiment:
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
             tables = {p: summary(searched, orders[p], self.listed) for p, searched in searches.items()}
             first = next(iter(searches))
+            if self.trec and processes.first():
+                for protocol, searched in searches.items():
+                    methods = {"global": None, **orders[protocol]}
+                    trec.write(folder / "trec", protocol, searched, methods, benchmark)
             if processes.first():
                 outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {

@@ -77,3 +77,18 @@ def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsy
     monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
     assert compare.main([*arguments, "--set", "Experiment.size = 'tinny'"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
+
+
+def test_a_table_in_latex():
+    table = [{"": "global", "R@1": "60.0"}, {"": "query_attention", "R@1": "61.0 ± 0.5", "share": "50%"}]
+    expected = [
+        r"\begin{tabular}{lrr}",
+        r"\hline",
+        r" & R@1 & share \\",
+        r"\hline",
+        r"global & 60.0 &  \\",
+        r"query\_attention & 61.0 $\pm$ 0.5 & 50\% \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    assert comparison.latex(table).split("\n") == expected

@@ -23,7 +23,7 @@ from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, arranged, search
 
 if TYPE_CHECKING:  # benchmarks say how they are measured, so their module imports this package
-    from locore.datasets.benchmark import Answers
+    from locore.datasets.benchmark import Answers, Relevance
 
 
 class NothingToAsk(ValueError):
@@ -38,7 +38,8 @@ class Search:
         rows: (Q,) which of the queries. neighbours: depth enough for every metric.
         right, junk: (Q, depth) bool, which of the neighbours are right, and which do not count.
         positives: (Q,) right images in the whole gallery. groups: (Q,) class of each query.
-        measures: what is reported of every query. listed: the neighbours were not searched but given.
+        measures: what is reported of every query. answers: the right ones, of all queries.
+        listed: the neighbours were not searched but given.
     """
 
     queries: SearchedTable
@@ -50,6 +51,7 @@ class Search:
     positives: np.ndarray
     groups: np.ndarray
     measures: Measures
+    answers: Relevance
     listed: bool = False
 
     @classmethod
@@ -98,7 +100,8 @@ class Search:
         neighbours = nearest(rows, max(candidates, measures.depth(positives, most)), behind)
         right, ignored = (relevance(neighbours.indices, images) for images in (positive, junk))
         known = listed is not None
-        return cls(queries, gallery, rows, neighbours, right, ignored, positives, groups[rows], measures, known)
+        asked = groups[rows]
+        return cls(queries, gallery, rows, neighbours, right, ignored, positives, asked, measures, answers, known)
 
     def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
         """Re-rank the first `candidates` of every list."""

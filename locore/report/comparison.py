@@ -71,6 +71,26 @@ def markdown(table: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def latex(table: list[dict[str, str]]) -> str:
+    """The table as a LaTeX tabular."""
+    header = _header(table)
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+
+    rows = [line([row.get(column, "") for column in header]) for row in table]
+    columns = "l" + "r" * (len(header) - 1)
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", line(header), r"\hline", *rows, r"\hline", r"\end{tabular}"]
+    )
+
+
+def _escaped(text: str) -> str:
+    for sign in "&%_#":
+        text = text.replace(sign, rf"\{sign}")
+    return text.replace("±", r"$\pm$")
+
+
 def made(finished: dict[str, list[dict]], command: str) -> str:
     """What was measured, and how the tables were made."""
     one = next(iter(finished.values()))[0]
