@@ -105,6 +105,21 @@ def test_the_papers_training_is_one_file(tmp_path, capsys):
     assert f"Parameters: {111_830_786 - (2048 * 768 + 768):,}" in printed
 
 
+@pytest.mark.parametrize("method", ["ames", "rrt", "r2former"])
+def test_the_rows_of_peers_are_trained_on_the_same_lists(tmp_path, capsys, method):
+    ames.write_globals(tmp_path / "dinov2_index_global.pt", np.zeros((2, 768), np.float32))
+    ames.write_locals(tmp_path / "dinov2_index_local.hdf5", np.zeros((2, 50, 5 + 768), np.float16))
+    arguments = ["--gin", f"gin/landmarks/train_{method}.gin", "--dry-run", "--set", f"Files.root = '{tmp_path}'"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "= 5050 tokens" in printed and "Training.batch = 150" in printed
+    if method == "ames":
+        attention, norm = 4 * (768 * 768 + 768), 2 * 768
+        layer = 2 * attention + 768 * 3072 + 3072 + 3072 * 768 + 768 + 3 * norm
+        remap = 768 * 768 + 768 + norm
+        assert f"Parameters: {768 + remap + 5 * layer + 768 + 1:,}" in printed
+
+
 def test_neighbours_among_the_training_images():
     random = np.random.default_rng(0)
     listed = np.stack([random.permutation(30) for _ in range(30)])
