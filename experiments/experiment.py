@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
 LISTWISE = "listwise"
+RANKINGS = "rankings.npz"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -294,6 +295,7 @@ class Experiment:
             **provenance(seed, config),
         }
         if processes.first():
+            outcome.rankings(folder / RANKINGS, searches, rankings)
             files.write_text(folder / "queries.csv", outcome.each_query(searches, rankings, benchmark))
             files.write_json(folder / "metrics.json", metrics)
         return metrics

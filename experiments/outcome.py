@@ -7,10 +7,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from locore.datasets import Benchmark
 from locore.evaluation import Reranked, Search, reordered
+from locore.files import atomic
 from locore.report import pictures
 
 PICTURED = 8  # queries in lists.png
@@ -25,6 +27,32 @@ def draw(folder: Path, benchmark: Benchmark, searched: Search, order: Tensor, im
     main = searched.measures.main
     before, after = (100 * searched.metrics(o)[main] for o in (None, order))
     pictures.gains(folder / "gains.png", before, after, main)
+
+
+def rankings(path: Path, searches: dict[str, Search], reranked: dict[str, Reranked]) -> None:
+    """Write every list before and after re-ranking, which `experiments.report` shows.
+
+    Of each protocol: rows (Q,) of the queries, positives (Q,) in the whole gallery, and of the K candidates indices
+    (Q, K) in the gallery, right and junk (Q, K) bool, similarities (Q, K), order (Q, K), and scores (Q, K) or nothing.
+    """
+    arrays = {}
+    for protocol, searched in searches.items():
+        found = reranked[protocol]
+        head = searched.neighbours.first(found.order.shape[1])
+        kept = {
+            "rows": searched.rows,
+            "positives": searched.positives,
+            "indices": head.indices.astype(np.int32),
+            "right": searched.right[:, : found.order.shape[1]],
+            "junk": searched.junk[:, : found.order.shape[1]],
+            "similarities": head.similarities.astype(np.float16),
+            "order": found.order.numpy().astype(np.uint16),
+        }
+        if found.scores is not None:
+            kept["scores"] = found.scores.numpy().astype(np.float32)
+        arrays |= {f"{protocol}/{name}": value for name, value in kept.items()}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def each_query(searches: dict[str, Search], rankings: dict[str, Reranked], benchmark: Benchmark) -> str:
