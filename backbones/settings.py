@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import numbers
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+LISTS = (list, tuple, Sequence)
 NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", type(None): "None"}
+NAMES |= dict.fromkeys(LISTS, "a list") | {Path: "a path", dict: "a dictionary"}
 
 
 def check_types(settings: Any) -> None:
@@ -28,14 +31,17 @@ def check(owner: str, settings: Mapping[str, object], build: Callable) -> None:
     Raises:
         ValueError: with the name of the argument.
     """
-    declared = get_type_hints(build.__init__ if inspect.isclass(build) else build)  # type: ignore[misc]
+    try:
+        declared = get_type_hints(build.__init__ if inspect.isclass(build) else build)  # type: ignore[misc]
+    except (NameError, TypeError):  # another package's annotations may be for its type checker alone
+        return
     for name, value in settings.items():
-        if not fits(value, declared.get(name, Any)):
+        if name in declared and not fits(value, declared[name]):
             raise ValueError(f"{owner}.{name} = {value!r} must be {said(declared[name])}.")
 
 
 def fits(value: object, declared: Any) -> bool:
-    """Whether a value is of a declared type; what is no plain type is not looked into."""
+    """Whether a value is of a declared type; what is no plain type, and what is in a list, is not looked into."""
     origin = get_origin(declared)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in get_args(declared))
@@ -44,7 +50,11 @@ def fits(value: object, declared: Any) -> bool:
     if declared is int:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     plain = origin or declared
-    return isinstance(value, plain) if inspect.isclass(plain) else True
+    if plain in LISTS:  # gin has both ways to write one
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    if plain is Path:
+        return isinstance(value, str | Path)
+    return isinstance(value, plain) if plain in (bool, str, dict, type(None)) else True
 
 
 def said(declared: Any) -> str:
@@ -52,4 +62,4 @@ def said(declared: Any) -> str:
     if get_origin(declared) in (Union, types.UnionType):
         return " or ".join(said(one) for one in get_args(declared))
     plain = get_origin(declared) or declared
-    return NAMES.get(plain, f"a {plain.__name__.lower()}")
+    return NAMES.get(plain, str(declared))

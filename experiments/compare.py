@@ -57,7 +57,7 @@ def _compare(options: argparse.Namespace) -> int:
     }
     (first_name, _), (_, first, _) = next(iter(configurations.items()))
     for (name, _), (_, experiment, _) in configurations.items():
-        for what in ("data", "candidates", "extractor", "files"):
+        for what in ("data", "depth", "extractor", "files"):
             if getattr(experiment, what) != getattr(first, what):
                 raise ValueError(
                     f"'{name}' and '{first_name}' differ in {what}: {getattr(experiment, what)} and "

@@ -59,7 +59,8 @@ class Experiment:
         backbone: registered name of the list-wise one's encoder. size: of the encoder, or of another that is learned.
         candidates: how many are re-ranked.
         window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
-        before: re-rankers without weights that reorder the list first, each with how much of it: a `Cascade`.
+        before: re-rankers without weights that reorder the list first, each with how much of it: a `Cascade`. They take
+            no part in training.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes.
         reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
@@ -113,7 +114,7 @@ class Experiment:
             )
         if self.candidates < 2:
             raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
-        self._check_before()
+        self._before = [self._stage(stage) for stage in self.before]
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
             raise ValueError(
@@ -146,7 +147,7 @@ class Experiment:
             )
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
-        self.listed = max([self.candidates, *(count for _, count in self.before)])
+        self.depth = max([self.candidates, *(count for _, count in self._before)])  # of the shortlists
         self.pass_size = self.window or self.candidates
         self.sampling.sizes(self.pass_size)
         locals_ = self.files.count if self.files else self.extractor.locals_per_image
@@ -196,29 +197,33 @@ class Experiment:
         if not self.has_weights:
             _ = self._untrained(self.method)
             return 0, sum(self._widths)
-        if self.reranker:
+        if self.reranker or self.language_model:  # what cannot be loaded is said here
             model = self.model(seed=0)
         else:
             make = self._make()
             try:
                 with torch.device("meta"):  # nothing is filled in, so that hundreds of millions are counted at once
                     model = make()
-            except (NotImplementedError, RuntimeError):  # an encoder may compute with what it is filled with
+            except RuntimeError:  # an encoder may compute with what it is filled with
                 model = make()
         return sum(p.numel() for p in model.parameters()), model.width
 
-    def _check_before(self) -> None:
-        """Refuse stages of a cascade that are none."""
-        for stage in self.before:
-            match stage:
-                case (str(name), int(count)) if count > 1:
-                    if name not in (known := [n for n in rerankers.available() if not is_learned(n)]):
-                        raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
-                case _:
-                    raise ValueError(
-                        f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and "
-                        "how many candidates it reorders."
-                    )
+    def _stage(self, stage: Any) -> tuple[Reranker, int]:
+        """A stage of a cascade.
+
+        Raises:
+            ValueError: it is none, or the re-ranker's settings are wrong.
+        """
+        match stage:
+            case (str(name), int(count)) if count > 1:
+                if name not in (known := [n for n in rerankers.available() if not is_learned(n)]):
+                    raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
+                return self._untrained(name), count
+            case _:
+                raise ValueError(
+                    f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and how "
+                    "many candidates it reorders."
+                )
 
     def _untrained(self, method: str) -> Reranker:
         return rerankers.create(method, **SETTINGS[method]())
@@ -272,7 +277,7 @@ class Experiment:
             elif ensemble:
                 for protocol, reranked in rankings.items():
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
-            tables = {p: summary(searched, orders[p], self.listed) for p, searched in searches.items()}
+            tables = {p: summary(searched, orders[p], self.depth) for p, searched in searches.items()}
             first = next(iter(searches))
             if self.trec and processes.first():
                 for protocol, searched in searches.items():
@@ -283,7 +288,7 @@ class Experiment:
         metrics = {
             "benchmark": benchmark.name,
             "backbone": model.spec["encoder"] if isinstance(model, ListwiseReranker) else self.method,
-            "candidates": self.candidates,
+            "candidates": self.depth,
             "protocol": first,
             **tables[first],
             "protocols": tables,
@@ -321,11 +326,16 @@ class Experiment:
 
     def rerank(self, searched: Search, reranker: Reranker, candidates: int) -> Reranked:
         """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
-        at_once = max(1, VALUES // (self.layout.tokens * self.sizes[1]))
-        return searched.rerank(reranker, candidates, at_once, self.device)
+        return searched.rerank(reranker, candidates, self.at_once, self.device)
+
+    @property
+    def at_once(self) -> int:
+        """Lists that are re-ranked at a time."""
+        longer = self.depth / self.candidates  # which a cascade reads and the model does not
+        return max(1, int(VALUES / (self.layout.tokens * self.sizes[1] * longer)))
 
     def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
-        return rerank_protocols(searches, self.listed, lambda s: self.rerank(s, reranker, self.listed))
+        return rerank_protocols(searches, self.depth, lambda s: self.rerank(s, reranker, self.depth))
 
     @cached_property
     def device(self) -> torch.device:
@@ -340,7 +350,7 @@ class Experiment:
         for protocol, answers in benchmark.protocols.items():
             try:
                 searches[protocol] = Search.of(
-                    queries, gallery, answers, groups, own, self.listed, benchmark.measures, listed
+                    queries, gallery, answers, groups, own, self.depth, benchmark.measures, listed
                 )
             except NothingToAsk:
                 if not searches:
@@ -360,7 +370,7 @@ class Experiment:
             model = Windows(model, self.pass_size, self.pass_size // 2, ensemble=ensemble)
         if not self.before:
             return model
-        return Cascade([*((self._untrained(name), cut) for name, cut in self.before), (model, self.candidates)])
+        return Cascade([*self._before, (model, self.candidates)])
 
     def describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""

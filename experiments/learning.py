@@ -11,6 +11,7 @@ import torch
 
 from experiments.stages import Stages
 from locore import checkpoints, processes
+from locore.checkpoints import Trained
 from locore.datasets import ImageSet, Relevance, Subset
 from locore.descriptors import Extractor
 from locore.descriptors.live import Live
@@ -101,7 +102,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
             embedder.save(folder / WHOLE)
     extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if processes.first():
-        described = None if experiment.files else extractor or experiment.extractor
+        described = None if experiment.files else Trained(extractor or experiment.extractor, experiment.pass_size)
         checkpoints.save(model, folder / WEIGHTS, described)
     processes.wait()
     ensemble = None

@@ -35,7 +35,7 @@ def rankings(path: Path, searches: dict[str, Search], reranked: dict[str, Rerank
     Of each protocol: rows (Q,) of the queries, positives (Q,) in the whole gallery, and of the K candidates indices
     (Q, K) in the gallery, right and junk (Q, K) bool, similarities (Q, K), order (Q, K), and scores (Q, K) or nothing.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for protocol, searched in searches.items():
         found = reranked[protocol]
         head = searched.neighbours.first(found.order.shape[1])
@@ -52,7 +52,7 @@ def rankings(path: Path, searches: dict[str, Search], reranked: dict[str, Rerank
             kept["scores"] = found.scores.numpy().astype(np.float32)
         arrays |= {f"{protocol}/{name}": value for name, value in kept.items()}
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def each_query(searches: dict[str, Search], rankings: dict[str, Reranked], benchmark: Benchmark) -> str:

@@ -14,9 +14,12 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.command import guarded
+
+if TYPE_CHECKING:
+    from experiments.experiment import Experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,65 +36,73 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
+    from experiments.experiment import prepare
     from experiments.provenance import provenance
     from locore import files
     from locore.report import probes
+    from locore.reranking.listwise import WEIGHTS
 
     if options.queries < 2 or options.orders < 2:
         raise ValueError("--queries and --orders are 2 or more, or there is no spread.")
     if len({run.name for run in options.runs}) < len(options.runs):
-        raise ValueError("Two run folders have the same name, and rows are named by it.")
-    found = {run.name: _one(run, options) for run in options.runs}
+        raise ValueError("Two run folders have the same name, and rows are named by it; rename one.")
+    experiments = {}
+    for run in options.runs:
+        if not (run / "metrics.json").exists():
+            raise ValueError(f"'{run}' is no finished run of experiments.run; let it end first.")
+        experiment, _ = prepare([str(run / "config.gin")], ["Experiment.reranker = None"], 0)
+        if not experiment.has_weights or not (run / WEIGHTS).exists():
+            raise ValueError(f"'{run}' has no weights of its own; give runs that have trained a re-ranker.")
+        if experiment.embedder_rate or experiment.files:
+            raise ValueError(f"'{run}' reads descriptors that this command does not make; leave it out.")
+        experiments[run] = experiment
+    first, *others = experiments.items()
+    for run, experiment in others:
+        for what in ("data", "pass_size"):
+            if getattr(experiment, what) != getattr(first[1], what):
+                raise ValueError(f"'{first[0]}' and '{run}' differ in {what}; rows of one table are of the same lists.")
+    found = {run.name: _one(run, experiment, options) for run, experiment in experiments.items()}
     command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
     made = provenance(0, f"# {command}\n")
     table = probes.markdown(found)
-    files.write_text(options.out / "probe.md", f"{table}\nCommand: `{command}`. Commit: {made['commit']}.\n")
+    files.write_text(
+        options.out / "probe.md",
+        f"{table}\nThe first {first[1].pass_size} candidates. Command: `{command}`. Commit: {made['commit']}.\n",
+    )
     files.write_json(options.out / "probe.json", {"runs": found, **made})
     probes.picture(options.out / "probe.png", found)
     print(table)
     return 0
 
 
-def _one(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _one(run: Path, experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
     """The probes of one run: means and 95 % intervals."""
     import numpy as np
 
-    from experiments.experiment import prepare
     from locore import checkpoints
     from locore.datasets.posters import Posters
     from locore.evaluation.robustness import order_spread
-    from locore.evaluation.transitivity import lists, probe, triples
+    from locore.evaluation.transitivity import probe, probe_lists, triples
 
-    if not (run / "metrics.json").exists():
-        raise ValueError(f"'{run}' is no finished run of experiments.run; let it end first.")
-    experiment, _ = prepare([str(run / "config.gin")], ["Experiment.reranker = None"], 0)
-    if experiment.embedder_rate or experiment.files or not experiment.has_weights:
-        raise ValueError(f"'{run}' cannot be probed: it has no weights, or its descriptors are not the extractor's.")
     benchmark = experiment.data.load()
     queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
     model: Any = checkpoints.load(run).to(experiment.device)
     searched = next(iter(experiment.searches(benchmark, queries, gallery).values()))
     rows = np.sort(np.random.default_rng(0).permutation(len(searched.rows))[: options.queries])
-    spread = order_spread(model, searched, experiment.pass_size, rows, experiment.device, options.orders)
+    shared = experiment.device, experiment.at_once
+    spread = order_spread(model, searched, experiment.pass_size, rows, *shared, options.orders)
     groups, metric = searched.groups[rows], searched.measures.main
-    found = {
-        "metric": metric,
-        "candidates": experiment.pass_size,
+    found: dict[str, Any] = {
         "order: score": _mean(spread.scores, groups),
         f"order: {metric}": _mean(100 * spread.metric, groups),
         f"shuffled - searched: {metric}": _mean(100 * (spread.shuffled - spread.searched), groups),
     }
     if isinstance(benchmark.gallery, Posters) and isinstance(benchmark.queries, Posters):
         chosen = triples(benchmark.queries, benchmark.gallery)
-        asked = lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
-        probed = probe(model, asked, queries, gallery, experiment.device)
-        found["triples"] = len(asked)
-        for name, values in (
-            ("transitivity gain", probed.gain),
-            ("elsewhere", probed.elsewhere),
-            ("places", probed.places),
-        ):
-            found[name] = _mean(values, probed.walls)
+        lists = probe_lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
+        probed = probe(model, lists, queries, gallery, *shared)
+        measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
+        found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
     return found
 
 

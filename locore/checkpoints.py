@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -60,33 +60,57 @@ def from_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def save(model: ListwiseReranker | PairwiseReranker, path: Path, extractor: Extractor | None = None) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """What a re-ranker was trained on.
+
+    Attributes:
+        extractor: of the descriptors. candidates: K of its lists.
+    """
+
+    extractor: Extractor
+    candidates: int
+
+
+def save(model: ListwiseReranker | PairwiseReranker, path: Path, trained: Trained | None = None) -> None:
     """Write the weights, and what rebuilds the model, to one safetensors file, atomically.
 
     Args:
-        extractor: of the descriptors that the model reads, so that it can be given images; None = it is not known.
+        trained: so that the model can be given images; None = it is not known.
     """
     if not isinstance(model.spec.get("encoder", ""), str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
-    described = {"extractor": json.dumps(asdict(extractor))} if extractor else {}
-    weights.save(model, path, locore=json.dumps(model.spec), **described)
+    known = {"trained": json.dumps(asdict(trained))} if trained else {}
+    weights.save(model, path, locore=json.dumps(model.spec), **known)
 
 
-def extractor_of(path: str | Path) -> Extractor:
-    """The extractor of the descriptors that the model of a run folder, or of a `model.safetensors`, reads.
+def trained_on(path: str | Path) -> Trained:
+    """What the model of a run folder, or of a `model.safetensors`, was trained on.
 
     Raises:
         ValueError: there is no such file, or it does not say.
     """
-    _, said = _read(Path(path))
-    if "extractor" not in said:
+    path = _file(path)
+    _, said = _read(path)
+    if "trained" not in said:
         raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
-    known = json.loads(said["extractor"])
-    return Extractor(**{**known, "scales": tuple(known["scales"])})
+    known = json.loads(said["trained"])
+    files = {name: _beside(path.parent, known["extractor"][name]) for name in ("weights", "detector")}
+    return Trained(Extractor(**{**known["extractor"], **files}), known["candidates"])
+
+
+def _beside(folder: Path, name: str) -> str:
+    """A file by its path, or where a folder was moved the one beside its model; what is no file stays as it is."""
+    moved = folder / Path(name).name
+    return str(moved) if not Path(name).expanduser().exists() and moved.is_file() else name
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / WEIGHTS if path.is_dir() else path
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = path / WEIGHTS if path.is_dir() else path
     try:
         return weights.read(path)
     except FileNotFoundError:
@@ -105,7 +129,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
     Raises:
         ValueError: there is none, it is damaged, or it is neither ours nor the published one.
     """
-    tensors, said = _read(Path(path))
+    path = _file(path)
+    tensors, said = _read(path)
     if "locore" not in said:
         model: ListwiseReranker | PairwiseReranker = published_model(tensors, str(path), **published)
     elif published:

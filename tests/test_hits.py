@@ -7,9 +7,10 @@ from small import QUICK, write_glyphs
 
 import locore
 from experiments.run import main
+from locore import checkpoints
 from locore.datasets import benchmarks
 from locore.descriptors import Extractor
-from locore.reranking import Shortlist
+from locore.reranking import Shortlist, Windows
 from locore.reranking.matching import Chamfer
 
 SMALL = Extractor(image_size=32, local_stage=3, grid=2)
@@ -40,8 +41,18 @@ def test_an_image_is_described_once(pictures, monkeypatch):
     first = locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL)
     described = []
     monkeypatch.setattr(Extractor, "describe", lambda self, images: described.extend(images))
-    again = locore.rerank(Image.open(pictures[0]), [str(path) for path in pictures[1:]], Chamfer(), SMALL)
+    again = locore.rerank(str(pictures[0]), [str(path) for path in pictures[1:]], Chamfer(), SMALL)
     assert again == first and not described
+
+
+def test_an_image_in_memory_is_its_file_and_what_is_damaged_is_described_anew(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path))
+    opened = [Image.open(path) for path in pictures]
+    first = locore.rerank(opened[0], opened[1:], Chamfer(), SMALL)
+    for kept in tmp_path.rglob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:200])
+    assert locore.rerank(opened[0], opened[1:], Chamfer(), SMALL) == first
+    assert locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL) == first
 
 
 def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
@@ -53,6 +64,35 @@ def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
     model = locore.load(tmp_path / "run")
     expected = model.rerank(Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 9)[None]))
     assert [hit.index for hit in found] == expected.order[0].tolist()
+    assert locore.rerank(pictures[0], pictures[1:], model, SMALL) == found
+    # More than the eight that it was trained on go through it in windows.
+    files = sorted(root.rglob("*.png"))[:20]
+    longer = locore.rerank(files[0], files[1:], tmp_path / "run")
+    described = SMALL.describe([Image.open(path) for path in files])
+    lists = Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 20)[None])
+    assert [hit.index for hit in longer] == Windows(model, 8, 4).rerank(lists).order[0].tolist()
+    assert longer[0].score is None
+    # A file of weights without what it was trained on is read with the extractor that is given.
+    checkpoints.save(model, tmp_path / "alone" / "model.safetensors")
+    assert locore.rerank(pictures[0], pictures[1:], tmp_path / "alone", SMALL) == found
+    with pytest.raises(ValueError, match="give the extractor"):
+        locore.rerank(pictures[0], pictures[1:], tmp_path / "alone")
+    with pytest.raises(ValueError, match="give the extractor"):
+        locore.rerank(pictures[0], pictures[1:], model)
+    with pytest.raises(ValueError, match="local_dim 112, these have 40"):
+        locore.rerank(pictures[0], pictures[1:], model, Extractor(image_size=32, local_stage=2, grid=2))
+
+
+def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
+    embedder = SMALL.embedder()
+    embedder.save(tmp_path / "old" / "embedder.safetensors")
+    extractor = Extractor(image_size=32, weights=str(tmp_path / "old" / "embedder.safetensors"))
+    model = locore.ListwiseReranker("query_attention", 8, 8)
+    checkpoints.save(model, tmp_path / "old" / "model.safetensors", checkpoints.Trained(extractor, 24))
+    assert checkpoints.trained_on(tmp_path / "old") == checkpoints.Trained(extractor, 24)
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = checkpoints.trained_on(tmp_path / "new").extractor
+    assert found.weights == str(tmp_path / "new" / "embedder.safetensors")
 
 
 def test_what_is_wrong_is_said(pictures, tmp_path):

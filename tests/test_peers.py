@@ -181,6 +181,16 @@ def test_those_without_training_run_as_they_are(images, tmp_path, method):
     assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_another_setting_of_a_stage_is_another_run(capsys):
+    found = []
+    for beta in (0.1, 0.2):
+        lines = ["Experiment.before = [('superglobal', 48)]", f"superglobal.beta = {beta}"]
+        arguments = [part for line in lines for part in ("--set", line)]
+        assert main(["--gin", "gin/mamba.gin", *arguments, "--dry-run"]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] != found[1]
+
+
 def test_a_cascade_is_asked_for_by_name(images, tmp_path):
     # Chamfer on the head of what Chamfer left of more is Chamfer on more.
     twice = "Experiment.before = [('chamfer', 16)]"
@@ -202,6 +212,7 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("chamfer", "Experiment.before = [('superglobl', 16)]", "did you mean 'superglobal'"),
         ("chamfer", "Experiment.before = [('ames', 16)]", "without weights 'ames'"),
         ("chamfer", "Experiment.before = ['superglobal']", "is no stage"),
+        ("chamfer", "Experiment.before = [('superglobal', 16)]\nsuperglobal.beta = -1", "must be a number, at least 0"),
         ("diffusion", "diffusion.descriptors = 'locals'", "did you mean 'local'"),
         ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
         ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),

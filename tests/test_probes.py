@@ -1,16 +1,22 @@
 """Probes of re-rankers whose answer is known: transitive by construction, blind to the order, linear."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from small import QUICK
 from torch.nn import functional as F
 
+from experiments import probe as command
+from experiments.run import main
 from locore.datasets import Relevance, benchmarks
 from locore.datasets.posters import EASY, LINK, overlaps
 from locore.descriptors import Descriptors
 from locore.evaluation import MetricLearning, Search
 from locore.evaluation.robustness import order_spread
-from locore.evaluation.transitivity import lists, probe, triples
+from locore.evaluation.transitivity import probe, probe_lists, triples
 from locore.reranking import ListwiseReranker, Ranking, Shortlist
 from locore.reranking.influence import influence
 from locore.reranking.matching import Chamfer
@@ -68,21 +74,21 @@ def test_triples_overlap_as_they_are_meant_to(world):
 
 def test_a_transitive_re_ranker_gains_and_a_pair_wise_one_does_not(world):
     asked, listed = places(world.queries), places(world.gallery)
-    probed = lists(triples(world.queries, world.gallery), world.queries, world.gallery, asked, listed, 8)
-    assert torch.equal(probed.shared.sum(1), probed.elsewhere.sum(1)) and not (probed.shared & probed.elsewhere).any()
-    own = world.gallery.walls[probed.candidates.numpy()] == probed.walls[:, None]
+    lists = probe_lists(triples(world.queries, world.gallery), world.queries, world.gallery, asked, listed, 8)
+    assert torch.equal(lists.shared.sum(1), lists.elsewhere.sum(1)) and not (lists.shared & lists.elsewhere).any()
+    own = world.gallery.walls[lists.candidates.numpy()] == lists.walls[:, None]
     assert own[:, :2].all() and not own[:, 2:].any()
-    alone = probe(Chamfer(), probed, asked, listed, CPU)
+    alone = probe(Chamfer(), lists, asked, listed, CPU, 8)
     assert not alone.gain.any() and not alone.elsewhere.any() and not alone.places.any()
-    over = probe(OverAnother(), probed, asked, listed, CPU)
+    over = probe(OverAnother(), lists, asked, listed, CPU, 8)
     assert over.gain.mean() > 0.3 and (over.gain >= -1e-6).all() and over.places.max() > 0
     torch.manual_seed(0)
     model = ListwiseReranker("pairwise", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
     listwise = ListwiseReranker("transformer", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
     model.embedding.local = listwise.embedding.local = torch.nn.Linear(asked.local.shape[-1], 32)
     model.embedding.global_ = listwise.embedding.global_ = torch.nn.Linear(asked.global_.shape[-1], 32)
-    assert np.abs(probe(model, probed, asked, listed, CPU).gain).max() < 1e-4
-    assert np.abs(probe(listwise, probed, asked, listed, CPU).gain).max() > 1e-3
+    assert np.abs(probe(model, lists, asked, listed, CPU, 8).gain).max() < 1e-4
+    assert np.abs(probe(listwise, lists, asked, listed, CPU, 8).gain).max() > 1e-3
 
 
 class ByPlace:
@@ -98,31 +104,35 @@ def test_the_spread_over_orders_is_none_or_all(world):
     answers = Relevance.from_labels(labels, world.gallery.walls, None)
     searched = Search.of(asked, listed, answers, labels, None, 30, MetricLearning((1,)))
     queries = np.arange(6)
-    blind = order_spread(Chamfer(), searched, 30, queries, CPU, orders=5)
+    blind = order_spread(Chamfer(), searched, 30, queries, CPU, 4, orders=5)
     assert blind.scores is not None and blind.scores.max() < 1e-5 and blind.metric.max() < 1e-9
     np.testing.assert_allclose(blind.shuffled, blind.searched)
     order = searched.rerank(Chamfer(), 30, 8, CPU).order
     np.testing.assert_allclose(blind.searched, searched.metrics(order)["mAP@R"][queries])
-    bound = order_spread(ByPlace(), searched, 30, queries, CPU, orders=50)
+    bound = order_spread(ByPlace(), searched, 30, queries, CPU, 4, orders=50)
     assert bound.scores is not None and bound.scores.min() > 0.8
     np.testing.assert_allclose(bound.searched, searched.metrics(None)["mAP@R"][queries])
     # In a random order the expected metric is that of chance.
     assert bound.shuffled.mean() < bound.searched.mean() and bound.metric.mean() > 0
 
 
-def test_influence_is_the_derivative_towards_the_mean_token():
+@pytest.mark.parametrize("backbone", ["transformer", "mamba", "rwkv", "longformer"])
+def test_influence_is_the_derivative_towards_the_mean_token(backbone):
     torch.manual_seed(0)
-    model = ListwiseReranker("transformer", 8, 16, size="mini", settings={"width": 32, "depth": 1, "heads": 2}).double()
-    shortlist = Shortlist.random(2, 5, 3, 8, 16)
-    shortlist = Shortlist(
-        shortlist.similarities.double(),
-        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(shortlist.query).values())),
-        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(shortlist.candidates).values())),
+    model = ListwiseReranker(backbone, 8, 16, settings={"width": 32, "depth": 2, "heads": 2}).double()
+    drawn = Shortlist.random(2, 5, 3, 8, 16)
+    mask = torch.ones(2, 5, 3, dtype=torch.bool)
+    mask[0, 4, 1:] = False
+    query, candidates = (
+        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(each).values()))
+        for each in (drawn.query, replace(drawn.candidates, mask=mask))
     )
+    shortlist = Shortlist(drawn.similarities.double(), query, candidates)
     found = influence(model, shortlist, 2)
-    assert found.shape == (2, 6, 5)
+    assert found.shape == (2, 6, 5) and not found[0, 5, 2:4].any()
     embedded = model.embedded(shortlist)
-    average, step = embedded.blocks.mean(dim=(1, 2)), 1e-2
+    real, step = embedded.real[..., None], 1e-2
+    average = (embedded.blocks * real).sum(dim=(1, 2)) / real.sum(dim=(1, 2))
 
     def score(share: float) -> torch.Tensor:
         blocks = embedded.blocks.clone()
@@ -132,3 +142,26 @@ def test_influence_is_the_derivative_towards_the_mean_token():
 
     expected = (score(step) - score(-step)) / (2 * step)
     torch.testing.assert_close(found[:, 3, 1].float(), expected.float(), atol=1e-4, rtol=1e-2)  # scores are float32
+
+
+def run(method, out, *lines):
+    world = [f"posters.{n} = {v}" for n, v in {"walls": 9, "views": 16, "queries": 12, "distractors": 5}.items()]
+    settings = [line for line in QUICK if not line.startswith("Data.")]
+    settings += [*world, "Data.benchmark = 'posters'", "Extractor.grid = 4", "Experiment.ensemble = False", *lines]
+    arguments = [part for line in settings for part in ("--set", line)]
+    assert main(["--gin", f"gin/{method}.gin", *arguments, "--out", str(out)]) == 0
+
+
+def test_the_command_probes_runs(tmp_path, capsys):
+    run("query_attention", tmp_path / "alone")
+    assert command.main([str(tmp_path / "alone"), "--queries", "4", "--orders", "3", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "probe.json").read_text())["runs"]["alone"]
+    assert abs(found["transitivity gain"]["mean"]) < 1e-4  # a candidate never meets another there
+    assert found["order: mAP"]["low"] <= found["order: mAP"]["mean"] <= found["order: mAP"]["high"]
+    assert "| alone |" in (tmp_path / "probe.md").read_text() and (tmp_path / "probe.png").stat().st_size > 1000
+    run("peers/chamfer", tmp_path / "chamfer")
+    capsys.readouterr()
+    assert command.main([str(tmp_path / "chamfer")]) == 2
+    assert "no weights of its own" in capsys.readouterr().err
+    assert command.main([str(tmp_path / "none")]) == 2
+    assert "is no finished run" in capsys.readouterr().err

@@ -32,7 +32,8 @@ def test_the_example_backbone_is_short_conforms_and_runs(capsys, monkeypatch):
 def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
     (example,) = (block for block in BLOCKS if "locore.load" in block)
     model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
-    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors")
+    trained = checkpoints.Trained(locore.Extractor(local_stage=3), 24)
+    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", trained)
     images = [Image.open(path) for path in sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))]
     monkeypatch.chdir(tmp_path)
     names = {"query_image": images[0], "candidate_images": images[1:]}
@@ -44,7 +45,8 @@ def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
 def test_the_hits_example_re_ranks(tmp_path, monkeypatch, capsys):
     (example,) = (block for block in BLOCKS if "locore.rerank" in block)
     model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
-    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", locore.Extractor(local_stage=3))
+    trained = checkpoints.Trained(locore.Extractor(local_stage=3), 24)
+    checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", trained)
     paths = sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))
     for name, path in zip(("query", "first", "second", "third"), paths, strict=False):
         Image.open(path).convert("RGB").save(tmp_path / f"{name}.jpg")

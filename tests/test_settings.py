@@ -3,12 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from backbones import create
-from backbones.settings import check_types
+from backbones.settings import check, check_types
 from locore.training import Training
 
 
@@ -20,6 +22,9 @@ class Settings:
     name: str | None = None
     stages: Sequence[str] = ()
     table: dict[str, int] | None = None
+    pair: tuple[int, ...] = (1,)
+    path: str | Path = ""
+    other: Any = None
 
     def __post_init__(self):
         check_types(self)
@@ -33,6 +38,10 @@ class Settings:
         {"rate": np.float32(0.1)},
         {"name": "x"},
         {"stages": ["a"]},
+        {"pair": [1, 2]},
+        {"path": "x"},
+        {"path": Path("x")},
+        {"other": object()},
         {"table": {"a": 1}},
     ],
 )
@@ -51,13 +60,25 @@ def test_what_is_declared_is_taken(fine):
         ({"rate": False}, "rate = False must be a number."),
         ({"on": 1}, "on = 1 must be True or False."),
         ({"name": 3}, "name = 3 must be a string or None."),
-        ({"stages": 3}, "stages = 3 must be a sequence."),
-        ({"table": []}, "table = [] must be a dict or None."),
+        ({"stages": 3}, "stages = 3 must be a list."),
+        ({"stages": "ab"}, "stages = 'ab' must be a list."),
+        ({"table": []}, "table = [] must be a dictionary or None."),
     ],
 )
 def test_what_is_not_is_said(wrong, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         Settings(**wrong)
+
+
+def test_what_another_package_does_not_declare_is_not_checked():
+    def unannotated(width=192, depth: "OnlyForItsTypeChecker" = 2): ...  # noqa: F821
+
+    def partly(width=192, depth: int = 2): ...
+
+    check("theirs", {"width": "wide", "depth": "deep"}, unannotated)
+    check("theirs", {"width": "wide"}, partly)
+    with pytest.raises(ValueError, match=r"theirs\.depth = 'deep' must be a whole number"):
+        check("theirs", {"width": "wide", "depth": "deep"}, partly)
 
 
 def test_the_library_says_it_too():

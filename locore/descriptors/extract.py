@@ -56,7 +56,7 @@ class Extractor:
         locals_: "grid": the map's cells, averaged to `grid` × `grid`. "top": the `top` cells with the largest weight.
         detector: what weighs a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
             embedder that pools by attention, as `experiments.embed --gin gin/embed/detector.gin` leaves it.
-        batch: images a forward pass.
+        batch: images a forward pass, where they are of one size.
     """
 
     model: str = BUNDLED
@@ -74,13 +74,13 @@ class Extractor:
 
     def __post_init__(self):
         check_types(self)
+        object.__setattr__(self, "scales", tuple(self.scales))  # gin may have written a list
         for option, value, known in (("pooling", self.pooling, UNTRAINED), ("locals_", self.locals_, ("grid", "top"))):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
         for option in ("batch", "top", "grid", "image_size"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Extractor.{option} = {value!r} must be a whole number, at least 1.")
+            if getattr(self, option) < 1:
+                raise ValueError(f"Extractor.{option} = {getattr(self, option)} must be at least 1.")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
         if self.locals_ == "grid" and len(self.scales) > 1:
@@ -107,6 +107,9 @@ class Extractor:
         """Width of a global and of a local descriptor."""
         with torch.inference_mode():
             globals_, features = self.tables(self._embedder, [Image.new("RGB", (8, 8))])
+        count = int((features[0, :, MISSING] == 0).sum())
+        if count < self.locals_per_image:
+            raise ValueError(f"Extractor.top = {self.top}, but a square image has {count} cells; raise image_size.")
         return globals_.shape[1], features.shape[2] - LEADING
 
     def extract(self, images: ImageSet) -> Descriptors:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from locore.evaluation.evaluate import Search, reordered
 from locore.progress import track
@@ -30,32 +31,50 @@ class Spread:
 
 
 def order_spread(
-    reranker: Reranker, searched: Search, candidates: int, queries: np.ndarray, device: torch.device, orders: int = 20
+    reranker: Reranker,
+    searched: Search,
+    candidates: int,
+    queries: np.ndarray,
+    device: torch.device,
+    batch: int,
+    orders: int = 20,
 ) -> Spread:
     """Re-rank the heads of some lists as they were searched and in random orders.
 
     Args:
-        candidates: K. queries: (Q,) which of the search's rows. orders: how many are drawn, for each query anew.
+        candidates: K. queries: (Q,) which of the search's rows. batch: lists at a time. orders: how many are drawn, for
+            each query anew.
     """
     generator = torch.Generator().manual_seed(0)
-    head = torch.from_numpy(searched.neighbours.first(candidates).indices)
+    head = searched.neighbours.first(candidates)
     scores, metrics = [], []
     for query in track(queries, "re-ranking in orders"):
         drawn = [torch.randperm(candidates, generator=generator) for _ in range(orders)]
         order = torch.stack([torch.arange(candidates), *drawn])
-        rows = torch.full((len(order),), int(searched.rows[query]))
-        ranking = reranker.rerank(
-            Shortlist.gather(searched.queries, rows, searched.gallery, head[query][order], device)
-        )
-        places = order.gather(1, ranking.order.cpu())
+        listed, present = torch.from_numpy(head.indices[query])[order], torch.from_numpy(~head.behind[query])[order]
+        rankings = []
+        for part in torch.arange(len(order)).split(batch):
+            rows = torch.full((len(part),), int(searched.rows[query]))
+            lists = Shortlist.gather(searched.queries, rows, searched.gallery, listed[part], device)
+            rankings.append(reranker.rerank(replace(lists, present=present[part].to(device))))
+        places = order.gather(1, torch.cat([ranking.order.cpu() for ranking in rankings]))
         right, junk = (reordered(np.tile(x[query], (len(order), 1)), places) for x in (searched.right, searched.junk))
         positives = np.repeat(searched.positives[query], len(order))
         metrics.append(searched.measures(right, junk, positives)[searched.measures.main])
-        if ranking.scores is not None:
-            given = ranking.scores.cpu()
-            spread = torch.empty_like(given).scatter(1, order, given)[1:]
-            scores.append(float(spread.std(dim=0).mean() / spread.std(dim=1).mean().clamp(min=1e-12)))
+        given = [ranking.scores.cpu() for ranking in rankings if ranking.scores is not None]
+        if given:
+            scores.append(_spread(torch.cat(given), order)[:, ~torch.from_numpy(head.behind[query])])
     found = np.array(metrics)
     return Spread(
-        np.array(scores) if scores else None, found[:, 1:].std(axis=1, ddof=1), found[:, 1:].mean(axis=1), found[:, 0]
+        np.array([float(s.std(dim=0).mean() / s.std(dim=1).mean().clamp(min=1e-12)) for s in scores])
+        if scores
+        else None,
+        found[:, 1:].std(axis=1, ddof=1),
+        found[:, 1:].mean(axis=1),
+        found[:, 0],
     )
+
+
+def _spread(scores: Tensor, order: Tensor) -> Tensor:
+    """Scores (1 + O, K) as they were read -> of the candidates as they stand on the shortlist, of the drawn orders."""
+    return torch.empty_like(scores).scatter(1, order, scores)[1:]

@@ -20,8 +20,7 @@ from locore.descriptors.store import Descriptors
 from locore.progress import track
 from locore.reranking.reranker import Reranker, Shortlist
 
-AT_ONCE = 16  # lists
-EASY_PLACE, HARD_PLACE = 0, 1  # of the two in `Lists`
+EASY_PLACE, HARD_PLACE = 0, 1  # of the two in `ProbeLists`
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def triples(queries: Posters, gallery: Posters) -> Triples:
 
 
 @dataclass(frozen=True)
-class Lists:
+class ProbeLists:
     """What is re-ranked: of each triple the easy view, the hard one and the nearest views of other walls.
 
     Attributes:
@@ -89,55 +88,63 @@ class Lists:
         return len(self.query)
 
 
-def lists(
+def probe_lists(
     found: Triples, queries: Posters, gallery: Posters, asked: Descriptors, listed: Descriptors, candidates: int
-) -> Lists:
+) -> ProbeLists:
     """Lists of K candidates, of the triples whose easy view has descriptors both shared and elsewhere.
 
     Args:
         asked, listed: descriptors of queries and gallery.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or K leaves no place for a wrong candidate.
     """
+    if candidates < 3:
+        raise ValueError(f"Lists of {candidates} have no place for a wrong candidate; re-rank 3 or more.")
     random = np.random.default_rng(0)
     rows, named, masks = [], [], []
     for query, easy, hard in zip(found.query, found.easy, found.hard, strict=True):
         points = gallery.camera(easy).on_wall(listed.position[easy].float().numpy())
-        linked = gallery.camera(easy).sees(points) & gallery.camera(hard).sees(points)
-        count = int(min(linked.sum(), (~linked).sum()))
+        seen, also = gallery.camera(easy).sees(points), gallery.camera(hard).sees(points)
+        linked, rest = seen & also, seen & ~also  # what stands before the wall is in neither
+        count = int(min(linked.sum(), rest.sum()))
         if not count:
             continue
         similarities = listed.global_.float() @ asked.global_[query].float()
         similarities[torch.from_numpy(gallery.walls == queries.walls[query])] = -torch.inf
         rows.append(query)
         named.append([easy, hard, *similarities.topk(candidates - 2).indices.tolist()])
-        masks.append([_some(places, count, random) for places in (linked, ~linked)])
+        masks.append([_some(places, count, random) for places in (linked, rest)])
     if not rows:
         raise ValueError(
             "No easy view has descriptors both where it is linked and elsewhere, so nothing can be probed."
         )
     shared, elsewhere = torch.from_numpy(np.array(masks)).unbind(1)
     query = torch.tensor(rows)
-    return Lists(query, torch.tensor(named), queries.walls[query.numpy()], shared, elsewhere)
+    return ProbeLists(query, torch.tensor(named), queries.walls[query.numpy()], shared, elsewhere)
 
 
-def probe(reranker: Reranker, probed: Lists, asked: Descriptors, listed: Descriptors, device: torch.device) -> Probed:
+def probe(
+    reranker: Reranker, lists: ProbeLists, asked: Descriptors, listed: Descriptors, device: torch.device, batch: int
+) -> Probed:
     """What the hard views owe to the easy ones.
+
+    Args:
+        asked, listed: descriptors of queries and gallery. batch: lists at a time.
 
     Raises:
         ValueError: the re-ranker gives no scores.
     """
     random = np.random.default_rng(0)
-    wrong = torch.from_numpy(random.integers(HARD_PLACE + 1, probed.candidates.shape[1], len(probed)))
+    wrong = torch.from_numpy(random.integers(HARD_PLACE + 1, lists.candidates.shape[1], len(lists)))
     falls = []
-    for part in track(torch.arange(len(probed)).split(AT_ONCE), "probing"):
-        whole = Shortlist.gather(asked, probed.query[part], listed, probed.candidates[part], device)
+    for part in track(torch.arange(len(lists)).split(batch), "probing"):
+        whole = Shortlist.gather(asked, lists.query[part], listed, lists.candidates[part], device)
         order = whole.similarities.argsort(dim=1, descending=True)  # as it would come from a search
-        cases = [whole] + [_replaced(whole, m[part].to(device), wrong[part]) for m in (probed.shared, probed.elsewhere)]
+        cases = [whole] + [_replaced(whole, m[part].to(device), wrong[part]) for m in (lists.shared, lists.elsewhere)]
         falls.append(_falls(*(_scores(reranker, case, order) for case in cases)))
     gain, elsewhere, places = (torch.cat(each).numpy() for each in zip(*falls, strict=True))
-    return Probed(gain, elsewhere, places, probed.walls)
+    return Probed(gain, elsewhere, places, lists.walls)
 
 
 def _some(places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

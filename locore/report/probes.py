@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from locore.report.pictures import plt, save
 
-
-def measured(found: dict[str, dict[str, Any]]) -> list[str]:
-    """What was measured of every run, with intervals."""
-    return [name for name, value in next(iter(found.values())).items() if isinstance(value, dict)]
+Found = dict[str, dict[str, dict[str, float]]]  # run -> measure -> mean, low and high
 
 
-def markdown(found: dict[str, dict[str, Any]]) -> str:
+def markdown(found: Found) -> str:
     """A row a run: means with 95 % intervals."""
-    names = measured(found)
+    names = list(next(iter(found.values())))
     lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for run, values in found.items():
         cells = (f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in (values[name] for name in names))
@@ -23,9 +19,10 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
+def picture(path: Path, found: Found) -> None:
     """A panel for each that was measured: a point and its interval a run."""
-    names, runs = measured(found), list(found)
+    runs = list(found)
+    names = list(found[runs[0]])
     figure, axes = plt.subplots(
         1,
         len(names),
