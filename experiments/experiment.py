@@ -149,9 +149,11 @@ class Experiment:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
         self.depth = max([self.candidates, *(count for _, count in self._before)])  # of the shortlists
         self.pass_size = self.window or self.candidates
-        self.sampling.sizes(self.pass_size)
+        trained, _ = self.sampling.sizes(self.pass_size)
         locals_ = self.files.count if self.files else self.extractor.locals_per_image
         self.layout = ListLayout(locals_ + 1 + self.global_token, 1 + self.pass_size)
+        longest = (1 + max(self.pass_size, trained)) * self.layout.block
+        self.tokens_at_most = max(longest, self.positions_at_least)
 
     @cached_property
     def model_settings(self) -> dict[str, Any]:
@@ -161,7 +163,7 @@ class Experiment:
             "encoder": self.backbone,
             "local_dim": local_dim,
             "global_dim": global_dim,
-            "max_positions": max(self.layout.tokens, self.positions_at_least),
+            "max_positions": self.tokens_at_most,
             "size": self.size,
             "settings": SETTINGS[self.backbone]() if self.backbone in SETTINGS else {},
             "global_token": self.global_token,

@@ -35,14 +35,14 @@ class Extraction:
 
     Attributes:
         global_dim, local_dim: widths that descriptors are whitened to; None = they stay as the model gives them.
-        eigen_power: -0.5 = principal components are whitened, 0 = they are not (PCA alone).
+        whitened: False = they are turned to that many principal components and not whitened (PCA alone).
         whitening: the folder of an extraction whose whitening is used; None = one is fitted on the training images, or
             where the benchmark has none on the gallery.
     """
 
     global_dim: int | None = None
     local_dim: int | None = None
-    eigen_power: float = -0.5
+    whitened: bool = True
     whitening: str | None = None
     data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=extractor)
@@ -54,6 +54,8 @@ class Extraction:
             if dim is not None and not 1 <= dim <= self.widths[name]:
                 raise ValueError(f"Extraction.{name}_dim = {dim} must be in 1 to {self.widths[name]}, their width.")
         self.whitenings = whitening.load(Path(self.whitening).expanduser() / WHITENING) if self.whitening else None
+        if not self.whitened and not (self.global_dim or self.local_dim):
+            raise ValueError("Extraction.whitened = False is PCA alone; give Extraction.global_dim or local_dim.")
         if self.whitenings and (self.global_dim or self.local_dim):
             raise ValueError("Extraction.whitening has its widths, so leave Extraction.global_dim and local_dim out.")
         for name, known in (self.whitenings or {}).items():
@@ -112,7 +114,7 @@ class Extraction:
         fitted = {}
         for name, dim in (("global", self.global_dim), ("local", self.local_dim)):
             if dim:
-                fitted[name] = Whitening.fit(_sample(described, name), dim, self.eigen_power)
+                fitted[name] = Whitening.fit(_sample(described, name), dim, self.whitened)
         return fitted
 
 

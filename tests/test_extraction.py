@@ -166,7 +166,7 @@ def test_whitening_is_scikit_learns():
     theirs = PCA(5, whiten=True).fit_transform(rows)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-3)  # signs of components are free
-    turned = Whitening.fit(rows, 5, eigen_power=0)(rows.astype(np.float32))
+    turned = Whitening.fit(rows, 5, whitened=False)(rows.astype(np.float32))
     expected = PCA(5).fit_transform(rows)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(np.abs(turned), np.abs(expected), atol=1e-4)
@@ -247,6 +247,7 @@ def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file,
         ("Extraction.global_dim = 24", "24 images are too few"),
         (f"Extraction.whitening = '{tmp_path}'", "No whitening in"),
         (f"Extraction.whitening = '{one}'\nExtraction.local_dim = 3", "leave"),
+        ("Extraction.whitened = False", "is PCA alone"),
         (f"Extraction.whitening = '{one}'\nExtractor.local_stage = 2", "these have"),
         ("Extractor.scales = (1.0, -1.0)", "positive"),
         ("Extractor.detector = 'class'", "leave Extractor.local_stage"),

@@ -179,7 +179,7 @@ def test_matching_in_loops():
         pairs = [(i, j) for i in range(5) for j in range(6) if alike[i].argmax() == j and alike[:, j].argmax() == i]
         total = sum(alike[i, j] for i, j in pairs if alike[i, j] >= 0)
         np.testing.assert_allclose(MutualNeighbours().rerank(lists).scores[0, k], total, atol=1e-5)
-    assert not mutual(local_similarities(lists))[0, :, 2].any()
+    assert not mutual(local_similarities(lists.query, lists.candidates))[0, :, 2].any()
 
 
 @pytest.mark.parametrize("transformation", ["homography", "affine"])

@@ -37,6 +37,15 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
 
 
+def test_lists_that_train_may_be_longer_than_those_that_are_asked(capsys):
+    line = "Sampling.candidates = 48"
+    counted = []
+    for more in ([], ["--set", line], ["--set", "Experiment.positions_at_least = 539"]):
+        assert main(["--gin", "gin/mamba.gin", "--dry-run", *more]) == 0
+        counted.append(capsys.readouterr().out.split("Parameters: ")[1])
+    assert counted[0] != counted[1] == counted[2]  # positions for 49 images of 11 tokens
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_a_size_mixes_into_an_experiment(capsys, size):
     assert main(["--gin", "gin/longformer.gin", "--gin", f"gin/size/{size}.gin", "--dry-run"]) == 0

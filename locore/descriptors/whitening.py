@@ -25,8 +25,8 @@ class Whitening:
     offset: np.ndarray
 
     @classmethod
-    def fit(cls, rows: np.ndarray, dim: int, eigen_power: float = -0.5) -> Whitening:
-        """Of rows (N, D); a component is scaled by this power of its variance, -0.5 = whitened, 0 = not at all.
+    def fit(cls, rows: np.ndarray, dim: int, whitened: bool = True) -> Whitening:
+        """Of rows (N, D), to components of the same variance; not whitened, of the variance that they have.
 
         Raises:
             ValueError: they are too few, or narrower than `dim`.
@@ -36,7 +36,7 @@ class Whitening:
                 f"{len(rows)} descriptors of width {rows.shape[1]} cannot be whitened to {dim} dimensions; ask for "
                 "fewer."
             )
-        pca = faiss.PCAMatrix(rows.shape[1], dim, eigen_power)
+        pca = faiss.PCAMatrix(rows.shape[1], dim, -0.5 if whitened else 0.0)
         pca.train(np.ascontiguousarray(rows, dtype=np.float32))
         return cls(
             faiss.vector_to_array(pca.A).reshape(-1, rows.shape[1])[:dim].copy(),

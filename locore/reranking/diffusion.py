@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backbones.registry import suggest
-from locore.reranking.matching import Chamfer, chamfer_among
+from locore.reranking.matching import chamfer, chamfer_among
 from locore.reranking.reranker import (
     Ranking,
     Shortlist,
@@ -73,8 +73,7 @@ class Diffusion:
     def _similarities(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
         """(B, K, K) of the candidates, (B, K) to the query; -inf for those that are not there."""
         if self.descriptors == "local":
-            scores = Chamfer().rerank(shortlist).scores
-            assert scores is not None
-            return chamfer_among(shortlist), scores
+            found = chamfer(shortlist.query, shortlist.candidates)
+            return chamfer_among(shortlist), only_present(found, shortlist.present)
         found = torch.einsum("bd,bkd->bk", shortlist.query.global_, shortlist.candidates.global_)
         return among_candidates(shortlist), only_present(found, shortlist.present)

@@ -38,7 +38,7 @@ class Geometric:
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by their inliers; as many inliers, by global similarity."""
-        matches = mutual(local_similarities(shortlist)).cpu().numpy()
+        matches = mutual(local_similarities(shortlist.query, shortlist.candidates)).cpu().numpy()
         ours, theirs = (d.position.float().cpu().numpy() for d in (shortlist.query, shortlist.candidates))
         inliers = np.array(
             [

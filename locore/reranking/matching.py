@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locore.descriptors.store import Descriptors
 from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
 
 
-def local_similarities(shortlist: Shortlist) -> Tensor:
+def local_similarities(query: Descriptors, candidates: Descriptors) -> Tensor:
     """(B, K, L, L) cosine of each of the query's locals and each of a candidate's; -1 where either is missing."""
-    query, candidates = (F.normalize(d.local, dim=-1) for d in (shortlist.query, shortlist.candidates))
-    similarities = torch.einsum("bld,bkmd->bklm", query, candidates)
-    real = shortlist.query.mask[:, None, :, None] & shortlist.candidates.mask[:, :, None, :]
+    ours, theirs = (F.normalize(d.local, dim=-1) for d in (query, candidates))
+    similarities = torch.einsum("bld,bkmd->bklm", ours, theirs)
+    real = query.mask[:, None, :, None] & candidates.mask[:, :, None, :]
     return similarities.masked_fill(~real, -1.0)
 
 
@@ -25,23 +26,21 @@ def mutual(similarities: Tensor) -> Tensor:
     return best & (similarities == similarities.amax(dim=2, keepdim=True)) & (similarities > -1)
 
 
+def chamfer(query: Descriptors, candidates: Descriptors) -> Tensor:
+    """(B, K): mean over the query's locals of the similarity to the nearest of a candidate's."""
+    best = local_similarities(query, candidates).amax(dim=3)
+    real = query.mask[:, None, :]
+    return (best * real).sum(dim=2) / real.sum(dim=2).clamp(min=1)
+
+
 def chamfer_among(shortlist: Shortlist) -> Tensor:
     """(B, K, K) chamfer similarities of candidates, in the mean of both ways; -inf to those that are not there.
 
     A candidate at a time, so that memory grows as K.
     """
-    local = F.normalize(shortlist.candidates.local, dim=-1)
-    mask = shortlist.candidates.mask
-    count = mask.sum(dim=2).clamp(min=1)
-    found = []
-    for one in range(local.shape[1]):
-        similarities = torch.einsum("bld,bkmd->bklm", local[:, one], local)
-        real = mask[:, one, None, :, None] & mask[:, :, None, :]
-        similarities = similarities.masked_fill(~real, -1.0)
-        there = (similarities.amax(dim=3) * mask[:, one, None]).sum(dim=2) / count[:, one, None]
-        back = (similarities.amax(dim=2) * mask).sum(dim=2) / count
-        found.append((there + back) / 2)
-    alike = torch.stack(found, dim=1)
+    candidates = shortlist.candidates
+    there = torch.stack([chamfer(candidates[:, one], candidates) for one in range(candidates.mask.shape[1])], dim=1)
+    alike = (there + there.mT) / 2
     return alike if shortlist.present is None else alike.masked_fill(~shortlist.present[:, None], -torch.inf)
 
 
@@ -53,10 +52,7 @@ class Chamfer:
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by chamfer similarity."""
-        best = local_similarities(shortlist).amax(dim=3)
-        real = shortlist.query.mask[:, None, :]
-        scores = (best * real).sum(dim=2) / real.sum(dim=2).clamp(min=1)
-        return Ranking.by(only_present(scores, shortlist.present))
+        return Ranking.by(only_present(chamfer(shortlist.query, shortlist.candidates), shortlist.present))
 
 
 @rerankers.register("mutual_neighbours")
@@ -73,6 +69,6 @@ class MutualNeighbours:
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by the sum over their matches."""
-        similarities = local_similarities(shortlist)
+        similarities = local_similarities(shortlist.query, shortlist.candidates)
         matched = mutual(similarities) & (similarities >= self.least)
         return Ranking.by(only_present((similarities * matched).sum(dim=(2, 3)), shortlist.present))
