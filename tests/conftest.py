@@ -7,7 +7,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once, so a core each, before anything imports torch
     os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
 
-EXPECTED_SKIPS = ("emoji.zip is not on this machine", "no CUDA device on this machine")
+EXPECTED_SKIPS = (
+    "emoji.zip is not on this machine",
+    "no CUDA device on this machine",
+    "no Chromium on this machine",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

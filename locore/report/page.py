@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -48,7 +49,7 @@ class Run:
             queries = list(csv.DictReader(io.StringIO((folder / "queries.csv").read_text())))
             with np.load(lists, allow_pickle=False) as file:
                 return cls(folder.name, metrics, queries, dict(file))
-        except (OSError, ValueError, EOFError, KeyError) as error:
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
             raise ValueError(f"'{folder}' cannot be read ({error}); let the run end again.") from error
 
 
@@ -131,7 +132,7 @@ def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) 
                 "positives": int(lists[0]["positives"][row]),
                 "before": round(100 * float(before[row]), 2),
                 "after": [round(100 * float(each[row]), 2) for each in after],
-                "first": _places(lists[0], row, np.arange(SHOWN), pictures),
+                "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures),
                 "lists": [_places(each, row, each["order"][row], pictures) for each in lists],
             }
             for row in chosen

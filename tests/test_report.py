@@ -1,0 +1,133 @@
+"""The page of several runs, in a browser."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small import QUICK, write_glyphs
+
+from experiments import report
+from experiments.run import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+METHODS = ("chamfer", "superglobal")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    root = write_glyphs(folder / "images")
+    for method in METHODS:
+        lines = [line for line in [*QUICK, f"folder.path = '{root}'"] if "query_attention" not in line]
+        arguments = [part for line in lines for part in ("--set", line)]
+        assert main(["--gin", f"gin/peers/{method}.gin", *arguments, "--out", str(folder / method)]) == 0
+    assert report.main([*(str(folder / m) for m in METHODS), "--out", str(folder / "report.html")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(folder, browser):
+    """The page, and what it said or asked for."""
+    page, seen = browser.new_page(), []
+    page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: seen.append(str(error)))
+    page.on("request", lambda r: seen.append(r.url) if not r.url.startswith(("data:", "file:", "blob:")) else None)
+    page.goto((folder / "report.html").as_uri())
+    page.wait_for_selector("article.query")
+    yield page
+    assert not seen
+    page.close()
+
+
+def measured(folder, method):
+    return json.loads((folder / method / "metrics.json").read_text())
+
+
+def test_the_table_sorts(folder, opened):
+    values = {method: measured(folder, method)["reranked"]["mAP@R"] for method in METHODS}
+    assert values["chamfer"] != values["superglobal"]
+    header = opened.get_by_role("button", name="mAP@R")
+
+    def order():
+        cells = opened.locator("#summary tbody tr:not(.reference) td:first-child").all_inner_texts()
+        return [values[name] for name in cells]
+
+    header.click()
+    assert order() == sorted(values.values(), reverse=True)
+    header.press("Enter")  # by the keyboard as well
+    assert order() == sorted(values.values())
+    row = opened.locator("#summary tbody tr", has_text="chamfer").inner_text()
+    assert f"{values['chamfer']:.1f}" in row
+
+
+def test_queries_are_found_and_sorted_by_their_gain(folder, opened):
+    assert opened.locator("article.query").count() == 20
+    gains = [float(text.replace("−", "-")) for text in opened.locator("article .up, article .down").all_inner_texts()]
+    assert gains == sorted(gains, reverse=True)
+    opened.locator("#sort").select_option("loss")
+    gains = [float(text.replace("−", "-")) for text in opened.locator("article .up, article .down").all_inner_texts()]
+    assert gains == sorted(gains)
+    opened.get_by_role("button", name="show more").click()
+    assert opened.locator("article.query").count() == 40
+    name = opened.locator(".asked").first.inner_text().split(",")[0]
+    opened.locator("#find").fill(name)
+    assert {text.split(",")[0] for text in opened.locator(".asked").all_inner_texts()} == {name}
+
+
+def test_a_candidate_opens_with_its_score_and_places(folder, opened):
+    opened.locator("#sort").select_option("name")
+    after = opened.locator("article.query").first.locator(".list").nth(1).locator(".hit")
+    with np.load(folder / "chamfer" / "rankings.npz") as lists:
+        protocol = next(iter(lists)).split("/")[0]
+        found = {name.split("/")[1]: lists[name] for name in lists.files}
+    name = opened.locator(".asked").first.inner_text().split(",")[0]
+    with open(folder / "chamfer" / "queries.csv") as file:
+        row = [line.split(",")[1] for line in file][1:].index(name)
+    assert protocol and after.count() == 8
+    place = int(found["order"][row, 0])
+    after.first.focus()
+    after.first.press("Enter")
+    dialog = opened.get_by_role("dialog")
+    text = dialog.inner_text()
+    assert f"place before\n{place + 1}" in text.replace("\n\n", "\n") and f"{found['scores'][row, place]:.3f}" in text
+    kind = "right" if found["right"][row, place] else "wrong"
+    assert kind in text
+    opened.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+
+def test_charts_are_drawn_and_the_theme_turns(opened):
+    for chart in ("pareto", "curves", "scatter"):
+        assert opened.locator(f"#{chart} svg.main-svg").count() > 0
+    assert opened.locator("#pareto").inner_text().count("superglobal") == 1
+    colours = []
+    for _ in range(2):
+        colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+        opened.locator("#theme").click()
+    assert colours[0] != colours[1]
+    opened.set_viewport_size({"width": 360, "height": 700})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "has no metrics.json" in capsys.readouterr().err
+    shutil.copytree(folder / "chamfer", tmp_path / "chamfer")
+    assert report.main([str(folder / "chamfer"), str(tmp_path / "chamfer")]) == 2
+    assert "same name" in capsys.readouterr().err
+    (tmp_path / "chamfer" / "rankings.npz").write_bytes(b"damaged")
+    assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
