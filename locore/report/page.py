@@ -185,18 +185,22 @@ class Pictures:
     def made(self) -> list[dict[str, str | None]]:
         """Name and data of every picture; no data where the image is not at hand."""
         return [
-            {"name": self._sets[which].names[index], "data": _webp(self._sets[which], index)}
+            {"name": self._sets[which].names[index], "data": _picture(self._sets[which], index)}
             for which, index in track(self._wanted, "drawing pictures")
         ]
 
 
-def _webp(images: ImageSet, index: int) -> str | None:
+def _picture(images: ImageSet, index: int) -> str | None:
     try:
-        image = images.image(index)
+        return webp(images.image(index), SIDE)
     except ValueError:
         return None
-    image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def webp(image: Image.Image, side: int) -> str:
+    """A picture of an image, made small, in base64."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=QUALITY)
+    small.save(buffer, "WEBP", quality=QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()

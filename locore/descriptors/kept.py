@@ -1,0 +1,75 @@
+"""Descriptors of single images, kept on disk by what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from PIL import Image
+
+from locore.datasets.images import UNREADABLE, on_white
+from locore.descriptors.extract import Extractor
+from locore.descriptors.store import Descriptors
+from locore.files import atomic, cache_folder
+
+Picture = str | Path | Image.Image
+
+
+def described(pictures: Sequence[Picture], extractor: Extractor) -> Descriptors:
+    """Descriptors of all, of which those that are new are extracted, a batch at a time.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    folder = cache_folder() / "images" / extractor.fingerprint
+    paths = [folder / f"{_key(picture)}.npz" for picture in pictures]
+    known = {path: _kept(path) for path in paths}
+    new = [(path, picture) for path, picture in dict(zip(paths, pictures, strict=True)).items() if known[path] is None]
+    for start in range(0, len(new), extractor.batch):
+        part = new[start : start + extractor.batch]
+        found = extractor.describe([opened(picture) for _, picture in part])
+        for row, (path, _) in enumerate(part):
+            known[path] = found[row]
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **{f.name: getattr(found[row], f.name).numpy() for f in fields(Descriptors)})
+    return Descriptors.stack([each for path in paths if (each := known[path]) is not None])
+
+
+def _key(picture: Picture) -> str:
+    """Changes with what is in an image."""
+    if isinstance(picture, Image.Image):
+        pixels = on_white(picture)
+        return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(picture).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error
+
+
+def _kept(path: Path) -> Descriptors | None:
+    """What was kept of an image; None = nothing, or it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Descriptors(*(torch.from_numpy(file[f.name]) for f in fields(Descriptors)))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def opened(picture: Picture) -> Image.Image:
+    """An image, RGB.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if isinstance(picture, Image.Image):
+        return on_white(picture)
+    try:
+        with Image.open(picture) as image:
+            return on_white(image)
+    except UNREADABLE as error:
+        raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error

@@ -1,0 +1,26 @@
+"""One HTML page of what a search found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from locore.descriptors.kept import opened
+from locore.report.page import webp
+
+SIDE = 256  # of a picture, pixels
+
+
+def page(query: Image.Image, folder: Path, found: list[tuple[str, int, float | None]]) -> str:
+    """The page.
+
+    Args:
+        found: path below the folder, place before re-ranking and score of each, best first.
+    """
+    hits = [(name, before, score, webp(opened(folder / name), SIDE)) for name, before, score in found]
+    environment = Environment(
+        loader=PackageLoader("locore.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("found.html.j2").render(query=webp(query, SIDE), hits=hits)

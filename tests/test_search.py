@@ -1,0 +1,74 @@
+"""Photos of a folder: indexed once, searched, re-ranked, shown."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import write_glyphs
+
+from experiments import search
+from locore.descriptors import Extractor
+from locore.index import index
+
+SMALL = Extractor(image_size=32, local_stage=3, grid=2)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_glyphs(tmp_path / "photos", classes=6, images=4)
+
+
+def test_an_index_grows_by_what_is_new(photos, monkeypatch):
+    described, describe = [], Extractor.describe
+    monkeypatch.setattr(Extractor, "describe", lambda self, images: describe(self, described.extend(images) or images))
+    first = index(photos, SMALL)
+    assert len(first.names) == len(described) == 24 and first.names == sorted(first.names)
+    again = index(photos, SMALL)
+    assert len(described) == 24 and again.names == first.names
+    np.testing.assert_array_equal(again.descriptors.local, first.descriptors.local)
+    path = photos / first.names[0]
+    Image.open(path).rotate(90).save(photos / "added.png")
+    path.unlink()
+    changed = photos / first.names[1]
+    Image.open(changed).rotate(180).save(changed)
+    (photos / "broken.jpg").write_bytes(b"no image")
+    grown = index(photos, SMALL)
+    assert len(described) == 26 and set(grown.names) == {"added.png", *first.names[1:]}
+    assert list(grown.unreadable) == ["broken.jpg"] and "Cannot read" in grown.unreadable["broken.jpg"]
+    row = grown.names.index(first.names[2])
+    np.testing.assert_array_equal(grown.descriptors.local[row], first.descriptors.local[2])
+
+
+def test_a_photo_finds_itself_and_the_page_shows_the_list(photos, tmp_path, capsys):
+    query = sorted(photos.rglob("*.png"))[5]
+    page = tmp_path / "found.html"
+    arguments = ["--index", str(photos), "--query", str(query), "--top", "5", "--page", str(page)]
+    (photos / "broken.jpg").write_bytes(b"no image")
+    assert search.main(arguments) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0].split()[1] == query.relative_to(photos).as_posix() and len(lines) == 6
+    assert "left out: broken.jpg" in said.err
+    text = page.read_text()
+    assert text.count("data:image/webp") == 6 and not re.search(r"https?://", text)
+    width, height = Image.open(query).size
+    assert search.main([*arguments, "--crop", "0", "0", str(width // 2), str(height)]) == 0
+    assert capsys.readouterr().out.splitlines()[:5] != lines[:5]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--index", "none"], "No folder of photos"),
+        (["--query", "none.png"], "Cannot read the image"),
+        (["--crop", "5", "5", "2", "9"], "no part of the query"),
+        (["--reranker", "chamfr"], "did you mean 'chamfer'"),
+        (["--top", "0"], "1 or more"),
+    ],
+)
+def test_what_is_wrong_is_said(photos, tmp_path, capsys, more, words):
+    query = next(photos.rglob("*.png"))
+    arguments = ["--index", str(photos), "--query", str(query), "--page", str(tmp_path / "p.html"), *more]
+    assert search.main(arguments) == 2
+    assert words in capsys.readouterr().err
