@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from locore.datasets.benchmark import ImageSet
 from locore.evaluation.evaluate import Search
@@ -18,6 +19,7 @@ from locore.files import atomic
 from locore.progress import track
 
 SHOWN = 10  # places of a list
+TILE, FRAME, GAP, LABEL = 104, 4, 8, 64  # pixels of a list's pictures, and what is around them
 GREEN, RED = "#1a9850", "#d73027"
 
 
@@ -43,22 +45,28 @@ def lists(
     """
     shown = min(SHOWN, order.shape[1])
     chosen = np.random.default_rng(0).permutation(len(order))[:count]
-    figure, axes = plt.subplots(
-        2 * len(chosen), shown + 1, figsize=(shown + 2.2, 2.2 * len(chosen)), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    for pair, row in enumerate(track(chosen, "drawing lists")):
-        for line, places in ((2 * pair, np.arange(shown)), (2 * pair + 1, order[row, :shown])):
-            axes[line, 0].set_ylabel("after" if line % 2 else "before", fontsize=9)
-            for column, place in enumerate(places, start=1):
-                axis = axes[line, column]
-                axis.imshow(gallery.image(int(searched.neighbours.indices[row, place])))
-                axis.spines[:].set(visible=True, linewidth=3, color=GREEN if searched.right[row, place] else RED)
-        axes[2 * pair, 0].imshow(queries.image(int(searched.rows[row])))
-        axes[2 * pair, 0].set_title("query", fontsize=9)
-    save(figure, path)
+    step, left = TILE + GAP, TILE + LABEL
+    sheet = Image.new("RGB", (left + shown * step + GAP, len(chosen) * (2 * step + GAP) + GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for number, row in enumerate(track(chosen, "drawing lists")):
+        top = GAP + number * (2 * step + GAP)
+        sheet.paste(_tile(queries.image(int(searched.rows[row])), None), (GAP, top + step // 2))
+        for line, (word, places) in enumerate((("before", np.arange(shown)), ("after", order[row, :shown]))):
+            y = top + line * step
+            pen.text((left - GAP, y + TILE // 2), word, fill="black", font=font, anchor="rm")
+            for column, place in enumerate(places):
+                colour = GREEN if searched.right[row, place] else RED
+                image = gallery.image(int(searched.neighbours.indices[row, place]))
+                sheet.paste(_tile(image, colour), (left + column * step, y))
+    with atomic(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _tile(image: Image.Image, frame: str | None) -> Image.Image:
+    """An image in a square of TILE pixels, in a frame of this colour."""
+    inner = TILE - 2 * FRAME
+    small = ImageOps.pad(image.convert("RGB"), (inner, inner), Image.Resampling.BICUBIC, color="white")
+    return ImageOps.expand(small, FRAME, frame or "white")
 
 
 def training(path: Path, history: dict) -> None:
