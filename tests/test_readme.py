@@ -42,8 +42,25 @@ def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
     assert torch.isfinite(names["ranking"].scores).all()
 
 
+def test_the_example_of_a_vector_database_re_ranks_what_it_found(tmp_path, monkeypatch):
+    (example,) = (block for block in BLOCKS if "qdrant" in block)
+    extractor = locore.Extractor(local_stage=3)
+    model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
+    folder = tmp_path / "runs" / "mamba"
+    checkpoints.save(model, folder / "model.safetensors", checkpoints.Trained(extractor, 24))
+    query, *paths = map(str, sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png")))
+    Image.open(query).convert("RGB").save(tmp_path / "query.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {"paths": paths}
+    exec(compile(example, "README.md", "exec"), names)
+    described = extractor.describe([Image.open(path) for path in ["query.jpg", *paths]]).globals_
+    nearest = (-(described[1:] @ described[0])).argsort(kind="stable")
+    assert names["found"] == [paths[i] for i in nearest]
+    assert names["best"] == [names["found"][h.index] for h in locore.rerank("query.jpg", names["found"], folder)]
+
+
 def test_the_hits_example_re_ranks(tmp_path, monkeypatch, capsys):
-    (example,) = (block for block in BLOCKS if "locore.rerank" in block)
+    (example,) = (block for block in BLOCKS if "locore.rerank" in block and "qdrant" not in block)
     model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
     trained = checkpoints.Trained(locore.Extractor(local_stage=3), 24)
     checkpoints.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", trained)
