@@ -47,7 +47,8 @@ def rows(finished: dict[str, list[dict]], failed: dict[str, str], protocol: str)
         main = metrics_shown[-1]
         if "ensemble" in found[0]:
             row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in found])
-        row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
+        if all("training" in r["seconds"] for r in runs):
+            row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
         row["ms a list"] = spread([r["latency_ms"] for r in runs])
         row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
         table.append(row)
