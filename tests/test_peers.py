@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import locore
 from experiments.run import main
 from locore.descriptors import Descriptors
+from locore.report import comparison
 from locore.reranking import Shortlist
 from locore.reranking.ames import AMES
 from locore.reranking.cvnet import CVNet
@@ -179,6 +180,9 @@ def test_those_without_training_run_as_they_are(images, tmp_path, method):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["backbone"] == method and metrics["parameters"] == 0 and "training" not in metrics["seconds"]
     assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
+    (protocol,) = metrics["protocols"]
+    row = comparison.rows({method: [metrics]}, {}, protocol)[1]  # of a table with trained ones, too
+    assert row[""] == method and "training s" not in row and row["ms a list"]
 
 
 def test_another_setting_of_a_stage_is_another_run(capsys):
