@@ -6,7 +6,7 @@ import inspect
 import numbers
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -54,6 +54,8 @@ def fits(value: object, declared: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str)
     if plain is Path:
         return isinstance(value, str | Path)
+    if inspect.isclass(plain) and is_dataclass(plain):
+        return isinstance(value, plain)
     return isinstance(value, plain) if plain in (bool, str, dict, type(None)) else True
 
 
@@ -62,4 +64,5 @@ def said(declared: Any) -> str:
     if get_origin(declared) in (Union, types.UnionType):
         return " or ".join(said(one) for one in get_args(declared))
     plain = get_origin(declared) or declared
-    return NAMES.get(plain, str(declared))
+    made = f"made by @{plain.__name__}()" if inspect.isclass(plain) else str(declared)
+    return NAMES.get(plain, made)

@@ -28,6 +28,22 @@ def guarded(command: Callable[[], int]) -> int:
         return 130
 
 
+def page_path(path: Path, option: str) -> Path:
+    """Where a page is written.
+
+    Raises:
+        ValueError: it is no name of a page, so that no photo is written over, or nothing can be written there.
+    """
+    if path.suffix != ".html" or path.is_dir():
+        raise ValueError(f"{option} {path} is no page; give a file that ends in .html.")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written in '{folder}'; give another.")
+    return path
+
+
 def sentence(error: Exception) -> str:
     """The message on one line, without the call stack that gin appends to it."""
     return re.sub(r"\s*In call to configurable .*", "", " ".join(str(error).split()))

@@ -129,6 +129,17 @@ class Experiment:
         if self.embedder:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
+        for name, least, most in (
+            ("alpha", 0, 1),
+            ("whitening", 0, 1),
+            ("dropout", 0, 0.99),
+            ("embedder_rate", 0, 1e9),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"Experiment.{name} = {value} must be in {least} to {most}.")
+        if self.temperature is not None and not 0 < self.temperature < 1e9:
+            raise ValueError(f"Experiment.temperature = {self.temperature} must be above 0.")
         if (self.alpha is None) != (self.temperature is None):
             raise ValueError("Experiment.alpha and Experiment.temperature go together.")
         if self.reranker and self.ensemble and self.alpha is None:
@@ -298,6 +309,7 @@ class Experiment:
             "temperature": ensemble.temperature if ensemble else None,
             "parameters": self.sizes[0],
             "seconds": stage.seconds,
+            "images": None if self.files else benchmark.fingerprint,
             "latency_ms": round(rankings[first].milliseconds_a_list, 2),
             **provenance(seed, config),
         }

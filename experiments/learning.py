@@ -102,7 +102,11 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
             embedder.save(folder / WHOLE)
     extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if processes.first():
-        described = None if experiment.files else Trained(extractor or experiment.extractor, experiment.pass_size)
+        described = None
+        if not experiment.files:
+            found = extractor or experiment.extractor
+            found = replace(found, weights=_absolute(found.weights), detector=_absolute(found.detector))
+            described = Trained(found, experiment.pass_size)
         checkpoints.save(model, folder / WEIGHTS, described)
     processes.wait()
     ensemble = None
@@ -115,6 +119,12 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
                 lambda order: validation.metrics(order)["mAP@R"].mean(),
             )
     return Learned(model, ensemble, extractor)
+
+
+def _absolute(name: str) -> str:
+    """A file by its whole path, for whoever reads it from another folder; what is no file stays as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_file() else name
 
 
 def among(listed: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:

@@ -6,6 +6,8 @@ Reads finished runs of experiments.run and leaves a table (Markdown), its number
   each query that of its metric; 0 where the order does not matter.
 - transitivity, on `posters`: what a view that shares nothing with the query owes to another view that links both; 0 for
   a pair-wise re-ranker. See locore/evaluation/transitivity.py.
+
+The model alone is probed, in one pass: no windows, no cascade.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ def _probe(options: argparse.Namespace) -> int:
 
     if options.queries < 2 or options.orders < 2:
         raise ValueError("--queries and --orders are 2 or more, or there is no spread.")
-    if len({run.name for run in options.runs}) < len(options.runs):
+    runs = [run.resolve() for run in options.runs]
+    if len({run.name for run in runs}) < len(runs):
         raise ValueError("Two run folders have the same name, and rows are named by it; rename one.")
     experiments = {}
-    for run in options.runs:
+    for run in runs:
         if not (run / "metrics.json").exists():
             raise ValueError(f"'{run}' is no finished run of experiments.run; let it end first.")
         experiment, _ = prepare([str(run / "config.gin")], ["Experiment.reranker = None"], 0)
@@ -58,7 +61,7 @@ def _probe(options: argparse.Namespace) -> int:
         experiments[run] = experiment
     first, *others = experiments.items()
     for run, experiment in others:
-        for what in ("data", "pass_size"):
+        for what in ("data", "pass_size", "extractor", "embedder"):
             if getattr(experiment, what) != getattr(first[1], what):
                 raise ValueError(f"'{first[0]}' and '{run}' differ in {what}; rows of one table are of the same lists.")
     found = {run.name: _one(run, experiment, options) for run, experiment in experiments.items()}

@@ -22,6 +22,7 @@ import numpy as np
 from experiments.command import guarded
 
 LOCALS, GLOBAL = 50, 768
+MARKER = "rehearsal.txt"  # in a folder that may be written over
 AT_ONCE = 10_000  # images; so many have locals of their own, others have the same in other places
 
 
@@ -51,8 +52,16 @@ def _write(options: argparse.Namespace) -> int:
         raise ValueError(f"--distractors {options.distractors} must be at least 1.")
     if options.local_dim < 1:
         raise ValueError(f"--local-dim {options.local_dim} must be at least 1.")
+    marker = options.out / MARKER
+    if options.out.exists() and any(options.out.iterdir()) and not marker.exists():
+        raise ValueError(f"'{options.out}' has files that this command has not written; give another --out.")
     benchmark = benchmarks.create("roxford5k", root=str(options.truth))
     options.out.mkdir(parents=True, exist_ok=True)
+    images = len(benchmark.queries) + len(benchmark.gallery) + options.distractors
+    needed, free = images * (4 * GLOBAL + 2 * LOCALS * (5 + options.local_dim)), shutil.disk_usage(options.out).free
+    if needed > free:
+        raise ValueError(f"{images:,} images take {needed:,} bytes, and {free:,} are free; lower --distractors.")
+    files.write_text(marker, "Made by experiments.rehearse: random descriptors and weights.\n")
     shutil.copy(options.truth / "gnd_roxford5k.pkl", options.out)
     files.write_text(options.out / "revisitop1m.txt", "".join(f"{n}.jpg\n" for n in range(options.distractors)))
     counts = {"query": len(benchmark.queries), "gallery": len(benchmark.gallery), "distractor": options.distractors}

@@ -11,9 +11,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from experiments.command import guarded
+from experiments.command import guarded, page_path
+
+if TYPE_CHECKING:
+    from locore.datasets import Benchmark
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,27 +32,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from experiments.experiment import RANKINGS, prepare
+    from experiments.configuration import built
+    from experiments.data import Data
+    from experiments.experiment import RANKINGS
     from locore.files import write_text
     from locore.report.page import Run, page
 
+    path = page_path(options.out, "--out")
     if options.queries < 1:
         raise ValueError("--queries is 1 or more.")
-    if len({run.name for run in options.runs}) < len(options.runs):
-        raise ValueError("Two run folders have the same name, and runs are named by it.")
+    folders = [folder.resolve() for folder in options.runs]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise ValueError("Two run folders have the same name, and runs are named by it; rename one.")
     runs: dict[str, list[Run]] = {}
-    benchmarks: dict[str, Any] = {}
-    for folder in options.runs:
+    benchmarks: dict[str, Benchmark] = {}
+    for folder in folders:
         missing = [name for name in ("metrics.json", RANKINGS, "config.gin") if not (folder / name).exists()]
         if missing:
             raise ValueError(f"'{folder}' has no {missing[0]}; give folders of finished runs of experiments.run.")
-        experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.reranker = None"], 0)
-        key = f"{experiment.data.benchmark} {json.dumps(experiment.data.settings, sort_keys=True)}"
+        run = Run.read(folder, folder / RANKINGS)
+        data, _ = built(Data, [str(folder / "config.gin")], [], 0)
+        key = f"{data.benchmark} {json.dumps(data.settings, sort_keys=True)}"
         if key not in benchmarks:
-            benchmarks[key] = experiment.data.load()
-        runs.setdefault(key, []).append(Run.read(folder, folder / RANKINGS))
-    write_text(options.out, page([(benchmarks[key], found) for key, found in runs.items()], options.queries))
-    print(f"{options.out} shows {len(options.runs)} runs.")
+            benchmarks[key] = data.load()
+        if run.metrics.get("images") not in (None, benchmarks[key].fingerprint):
+            raise ValueError(f"The images of '{folder}' have changed since; run it again.")
+        runs.setdefault(key, []).append(run)
+    try:
+        text = page([(benchmarks[key], found) for key, found in runs.items()], options.queries)
+    except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"A run's files do not belong together ({error!r}); let these runs end again.") from error
+    write_text(path, text)
+    print(f"{path} shows {len(options.runs)} runs.")
     return 0
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.command import guarded
+from experiments.command import guarded, page_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +40,7 @@ def _search(options: argparse.Namespace) -> int:
 
     if min(options.candidates, options.top) < 1:
         raise ValueError("--candidates and --top are 1 or more.")
+    path = page_path(options.page, "--page")
     query = opened(options.query)
     if options.crop:
         left, top, right, bottom = options.crop
@@ -54,8 +55,8 @@ def _search(options: argparse.Namespace) -> int:
     rows = [(photos.names[nearest[hit.index]], hit.index + 1, hit.score) for hit in hits]
     for place, (name, before, score) in enumerate(rows, start=1):
         print(f"{place:>4}  {name}  (before {before}{'' if score is None else f', score {score:.3f}'})")
-    write_text(options.page, page(query, options.index, rows))
-    print(f"{options.page} shows them; {len(photos.names):,} photos were searched.")
+    write_text(path, page(query, options.index, rows))
+    print(f"{path} shows them; {len(photos.names):,} photos were searched.")
     for name, why in photos.unreadable.items():
         print(f"left out: {name} ({why})", file=sys.stderr)
     return 0

@@ -94,9 +94,14 @@ def trained_on(path: str | Path) -> Trained:
     _, said = _read(path)
     if "trained" not in said:
         raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
-    known = json.loads(said["trained"])
-    files = {name: _beside(path.parent, known["extractor"][name]) for name in ("weights", "detector")}
-    return Trained(Extractor(**{**known["extractor"], **files}), known["candidates"])
+    try:
+        known = json.loads(said["trained"])
+        files = {name: _beside(path.parent, known["extractor"][name]) for name in ("weights", "detector")}
+        return Trained(Extractor(**{**known["extractor"], **files}), known["candidates"])
+    except (json.JSONDecodeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"What '{path}' was trained on is damaged, or of another version; give the extractor."
+        ) from error
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -113,9 +118,9 @@ def _file(path: str | Path) -> Path:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return weights.read(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"No model at '{path}'; a finished run's folder has one.") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"'{path}' is damaged ({error}).") from error
 
 
@@ -136,8 +141,11 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
     elif published:
         raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(published)}.")
     else:
-        spec = json.loads(said["locore"])
-        model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
+        try:
+            spec = json.loads(said["locore"])
+            model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"What '{path}' says of its model is damaged, or of another version.") from error
         fill(model, tensors, str(path))
     return model.to(dtype).eval()
 

@@ -13,7 +13,7 @@ from backbones.registry import suggest
 from locore import checkpoints
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.kept import Picture, described
-from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
+from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 from locore.reranking.pairwise import is_learned
 from locore.reranking.reranker import Reranker, Shortlist, rerankers
 from locore.reranking.windows import Windows
@@ -49,7 +49,9 @@ def rerank(
     Raises:
         ValueError: there is no such re-ranker, it reads other descriptors, or an image cannot be read.
     """
-    if not hits:
+    if isinstance(hits, str | Path):
+        raise ValueError(f"hits are a list of images or of their files, not '{hits}'.")
+    if not len(hits):
         return []
     model, extractor, size = reader(reranker, extractor)
     found = described([query, *hits], extractor)
@@ -85,13 +87,16 @@ def reader(
     Args:
         see `rerank`, as for errors.
     """
-    if isinstance(reranker, str | Path) and not Path(reranker).exists():
-        untrained = [name for name in rerankers.available() if not is_learned(name)]
+    untrained = [name for name in rerankers.available() if not is_learned(name)]
+    if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
         if str(reranker) not in untrained:
             near = suggest(str(reranker), untrained)
             raise ValueError(f"'{reranker}' is no run folder, and no re-ranker without weights{near}")
         return rerankers.create(str(reranker)), extractor or PHOTOS, None
     if isinstance(reranker, str | Path):
+        reranker = Path(reranker).expanduser()
+        if (reranker / "metrics.json").exists() and not (reranker / WEIGHTS).exists():
+            raise ValueError(f"'{reranker}' is a run without weights; give the name of its re-ranker instead.")
         model = checkpoints.load(reranker)
         if extractor:
             return model, extractor, _longest(model, extractor)
@@ -109,7 +114,7 @@ def _longest(model: object, extractor: Extractor) -> int | None:
         return None
     rows = model.embedding.position.num_embeddings - FIRST_ROW
     block = 1 if model.embedding.positions == "segment" else model.embedding.layout(extractor.locals_per_image, 1).block
-    return rows // block - 1
+    return max(rows // block - 1, 1)
 
 
 def _fit_together(model: object, described: Descriptors) -> None:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -78,7 +77,10 @@ def _described(
         images, failed = {}, {}
         for name in names[start : start + extractor.batch]:
             try:
+                name.encode()
                 images[name] = opened(folder / name)
+            except UnicodeEncodeError:
+                failed[repr(name)] = "its name is no UTF-8; rename it"
             except ValueError as error:
                 failed[name] = str(error)
         if images:
@@ -102,6 +104,7 @@ def _read(file: Path) -> dict[str, tuple[tuple[int, int], Descriptors]]:
         with np.load(file, allow_pickle=False) as arrays:
             names, versions = arrays["names"].tolist(), arrays["versions"].tolist()
             together = Descriptors(*(torch.from_numpy(arrays[f.name]) for f in fields(Descriptors)))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        rows = enumerate(zip(names, versions, strict=True))
+        return {name: (tuple(version), together[row]) for row, (name, version) in rows}
+    except Exception:  # a damaged zip fails in many ways
         return {}
-    return {n: (tuple(version), together[row]) for row, (n, version) in enumerate(zip(names, versions, strict=True))}

@@ -25,6 +25,7 @@ class Settings:
     pair: tuple[int, ...] = (1,)
     path: str | Path = ""
     other: Any = None
+    training: Training | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -61,6 +62,8 @@ def test_what_is_declared_is_taken(fine):
         ({"on": 1}, "on = 1 must be True or False."),
         ({"name": 3}, "name = 3 must be a string or None."),
         ({"stages": 3}, "stages = 3 must be a list."),
+        ({"training": "x"}, "training = 'x' must be made by @Training() or None."),
+        ({"training": Training}, "must be made by @Training() or None."),
         ({"stages": "ab"}, "stages = 'ab' must be a list."),
         ({"table": []}, "table = [] must be a dictionary or None."),
     ],

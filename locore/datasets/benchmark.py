@@ -138,6 +138,11 @@ class Benchmark:
     self_index: np.ndarray | None = None
     measures: Measures = field(default_factory=MetricLearning)
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the images that ask and are searched."""
+        return hashlib.sha256(f"{self.queries.fingerprint} {self.gallery.fingerprint}".encode()).hexdigest()
+
     @classmethod
     def leave_one_out(
         cls,

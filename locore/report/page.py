@@ -9,7 +9,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,7 +48,7 @@ class Run:
             queries = list(csv.DictReader(io.StringIO((folder / "queries.csv").read_text())))
             with np.load(lists, allow_pickle=False) as file:
                 return cls(folder.name, metrics, queries, dict(file))
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        except Exception as error:  # a damaged zip fails in many ways
             raise ValueError(f"'{folder}' cannot be read ({error}); let the run end again.") from error
 
 
@@ -66,8 +65,11 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
     environment = Environment(
         loader=PackageLoader("locore.report", "templates"), autoescape=True, undefined=StrictUndefined
     )
-    # "</" would end the script that the data is in.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    # A tag would end the script that the data is in.
+    try:
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    except ValueError as error:
+        raise ValueError("A run has metrics that are not finite; let it end again.") from error
     return environment.get_template("page.html.j2").render(data=text, plotly=get_plotlyjs())
 
 
@@ -108,6 +110,9 @@ def _summary(run: Run) -> dict[str, Any]:
 def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) -> dict[str, Any]:
     """Metrics, curves and queries of one protocol."""
     measured = [run.metrics["protocols"][protocol] for run in runs]
+    for run, each in zip(runs, measured, strict=True):
+        if each["global"] != measured[0]["global"]:
+            raise ValueError(f"'{runs[0].name}' and '{run.name}' start from other searches; make a page of each.")
     main = measured[0]["shown"][-1]
     rows = [[row for row in run.queries if row["protocol"] == protocol] for run in runs]
     lists = [{n.split("/")[1]: v for n, v in run.lists.items() if n.startswith(f"{protocol}/")} for run in runs]

@@ -15,7 +15,7 @@ def markdown(found: Found) -> str:
     lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for run, values in found.items():
         cells = (f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in (values[name] for name in names))
-        lines.append(f"| {run} | " + " | ".join(cells) + " |")
+        lines.append(f"| {run.replace('|', '/')} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -37,7 +37,8 @@ def picture(path: Path, found: Found) -> None:
         reach = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
         axis.axvline(0, color="0.7", linewidth=1)
         axis.errorbar(means, range(len(runs)), xerr=reach, fmt="o", color="#2166ac")
-        axis.set(title=name, yticks=range(len(runs)), yticklabels=runs)
+        axis.set(title=name, yticks=range(len(runs)))
+        axis.set_yticklabels(runs, parse_math=False)
         axis.grid(alpha=0.3)
     axes[0, 0].invert_yaxis()
     save(figure, path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import quote
 
 from torch import Tensor
 
@@ -38,5 +40,5 @@ def write(
 
 
 def _word(name: str) -> str:
-    """A name without the spaces that part TREC's columns."""
-    return "_".join(name.split())
+    """A name with %20 for the spaces that part TREC's columns, so that different names stay different."""
+    return re.sub(r"[\s%]", lambda found: quote(found[0]), name)
