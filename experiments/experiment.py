@@ -129,15 +129,10 @@ class Experiment:
         if self.embedder:
             self.trained = _finished(Path(self.embedder))
             self.extractor = replace(self.extractor, weights=str(Path(self.embedder) / WHOLE))
-        for name, least, most in (
-            ("alpha", 0, 1),
-            ("whitening", 0, 1),
-            ("dropout", 0, 0.99),
-            ("embedder_rate", 0, 1e9),
-        ):
+        for name in ("alpha", "whitening", "dropout", "embedder_rate"):
             value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"Experiment.{name} = {value} must be in {least} to {most}.")
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"Experiment.{name} = {value} must be in 0 to 1.")
         if self.temperature is not None and not 0 < self.temperature < 1e9:
             raise ValueError(f"Experiment.temperature = {self.temperature} must be above 0.")
         if (self.alpha is None) != (self.temperature is None):

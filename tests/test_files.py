@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -22,3 +24,14 @@ def test_what_is_broken_off_leaves_what_was_there(tmp_path):
         temporary.write_text("new")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["weights"]
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path):
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, alive = tmp_path / f".w[1].{int(process.stdout)}.tmp", tmp_path / ".w[1].1.tmp"
+    other = tmp_path / f".v.{int(process.stdout)}.tmp"
+    for path in (dead, alive, other):
+        path.touch()
+    with atomic(tmp_path / "w[1]") as temporary:
+        temporary.touch()
+    assert not dead.exists() and alive.exists() and other.exists()

@@ -183,7 +183,7 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
     assert run(folder, tmp_path / "less", *within) == 2  # and without their descriptors it says so
 
 
-def test_a_large_gallery_is_rehearsed(tmp_path, capsys):
+def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
     data, few = tmp_path / "data", ["Experiment.candidates = 12", "Experiment.window = 8", "Files.count = 4"]
     assert rehearse.main(["--truth", str(TRUTH), "--distractors", "30", "--out", str(data)]) == 0
     names = ("roxford5k.root", "roxford5k.distractors", "Files.root", "Experiment.reranker")
@@ -199,6 +199,15 @@ def test_a_large_gallery_is_rehearsed(tmp_path, capsys):
     np.testing.assert_allclose(np.linalg.norm(found[..., 5:], axis=-1).mean(), 1, atol=0.01)
     assert rehearse.main(["--truth", str(tmp_path), "--distractors", "30", "--out", str(data)]) == 2
     assert "gnd_roxford5k.pkl" in capsys.readouterr().err
+    kept = (folder / "model.safetensors").read_bytes()
+    for more, words in (
+        (["--out", str(folder)], "has files that this command"),
+        (["--distractors", "9" * 12], "are free"),
+    ):
+        arguments = ["--truth", str(TRUTH), "--distractors", "3", "--out", str(tmp_path / "new"), *more]
+        assert rehearse.main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert (folder / "model.safetensors").read_bytes() == kept
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,35 @@ def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
     shutil.copytree(folder / "chamfer", tmp_path / "chamfer")
     assert report.main([str(folder / "chamfer"), str(tmp_path / "chamfer")]) == 2
     assert "same name" in capsys.readouterr().err
+    photo = next((folder / "images").rglob("*.png"))
+    kept = photo.read_bytes()
+    assert report.main([str(folder / "chamfer"), "--out", str(photo)]) == 2
+    assert "is no page" in capsys.readouterr().err and photo.read_bytes() == kept
+    for damage in ({}, [], {"protocols": {}}):
+        (tmp_path / "chamfer" / "metrics.json").write_text(json.dumps(damage))
+        assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2
+        assert "error: " in capsys.readouterr().err
     (tmp_path / "chamfer" / "rankings.npz").write_bytes(b"damaged")
     assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2
     assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+
+
+def test_odd_names_are_shown_and_changed_images_are_said(browser, tmp_path, capsys):
+    root = write_glyphs(tmp_path / "images", classes=8)
+    for number, path in enumerate(sorted(root.iterdir())[-3:]):
+        path.rename(root / ("zz<!--<script>", "zy \"quoted\" & 'so'", "zx < b")[number])
+    lines = [line for line in [*QUICK, f"folder.path = '{root}'"] if "query_attention" not in line]
+    arguments = [part for line in lines for part in ("--set", line)]
+    assert main(["--gin", "gin/peers/chamfer.gin", *arguments, "--out", str(tmp_path / "run")]) == 0
+    assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("article.query")
+    assert any("zz<!--<script>" in text for text in page.locator(".asked").all_inner_texts())
+    page.close()
+    next(root.rglob("*.png")).unlink()
+    changed = sorted(root.iterdir())[-1]
+    (changed / "new.png").write_bytes(next(changed.glob("*.png")).read_bytes())
+    capsys.readouterr()
+    assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "have changed since" in capsys.readouterr().err

@@ -37,6 +37,26 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
     assert words in message and message.startswith("error: ") and message.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Experiment.training = @Training", "made by @Training()"),
+        ("Experiment.data = 'x'", "made by @Data()"),
+        ("Experiment.whitening = 5", "in 0 to 1"),
+        ("Experiment.dropout = -0.1", "in 0 to 1"),
+        ("Experiment.alpha = 0.5\nExperiment.temperature = 0", "above 0"),
+        ("Training.learning_rate = -1", "above 0"),
+        ("Training.warmup = -1", "not below"),
+        ("Experiment.candidates = 1", "2 or more"),
+    ],
+)
+def test_settings_out_of_range_are_said_before_the_work(capsys, line, words):
+    assert (
+        main(["--gin", "gin/mamba.gin", "--dry-run", *(p for each in line.split("\n") for p in ("--set", each))]) == 2
+    )
+    assert words in capsys.readouterr().err
+
+
 def test_lists_that_train_may_be_longer_than_those_that_are_asked(capsys):
     line = "Sampling.candidates = 48"
     counted = []

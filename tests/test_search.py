@@ -9,6 +9,7 @@ from small import write_glyphs
 
 from experiments import search
 from locore.descriptors import Extractor
+from locore.descriptors.kept import opened
 from locore.index import index
 
 SMALL = Extractor(image_size=32, local_stage=3, grid=2)
@@ -72,3 +73,29 @@ def test_what_is_wrong_is_said(photos, tmp_path, capsys, more, words):
     arguments = ["--index", str(photos), "--query", str(query), "--page", str(tmp_path / "p.html"), *more]
     assert search.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_damaged_index_is_made_anew(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path / "cache"))
+    first = index(photos, SMALL)
+    (file,) = (tmp_path / "cache" / "indexes").iterdir()
+    whole = file.read_bytes()
+    for place in (4, 8, 30, len(whole) // 2, len(whole) - 20):  # version, method, name, data, directory
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        again = index(photos, SMALL)
+        assert again.names == first.names
+        np.testing.assert_array_equal(again.descriptors.local, first.descriptors.local)
+
+
+def test_photos_of_other_depths_and_turned_ones_are_read(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    eight = np.asarray(opened(tmp_path / "deep.png"))
+    np.testing.assert_allclose(eight[..., 0], ramp / 257, atol=1)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="floating-point"):
+        opened(tmp_path / "float.tiff")
+    picture, exif = Image.new("RGB", (20, 10), "red"), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert opened(tmp_path / "turned.jpg").size == (10, 20)

@@ -8,6 +8,7 @@ from ir_measures import P, Success
 from small import QUICK, write_glyphs
 
 from experiments.run import main
+from locore.report import trec
 
 WORLD = {"walls": 12, "views": 12, "queries": 16, "distractors": 10}
 
@@ -29,6 +30,10 @@ def measured(folder, protocol, method, measures):
     qrels = ir_measures.read_trec_qrels(str(folder / "trec" / f"{protocol}.qrels"))
     found = ir_measures.read_trec_run(str(folder / "trec" / f"{protocol}.{method}.run"))
     return {str(name): 100 * value for name, value in ir_measures.calc_aggregate(measures, qrels, found).items()}
+
+
+def test_names_stay_apart():
+    assert len({trec._word(name) for name in ("a b", "a_b", "a%20b", "a  b", "a\tb")}) == 5
 
 
 @pytest.mark.parametrize("method", ["global", "reranked"])

@@ -46,6 +46,8 @@ class Run:
         try:
             metrics = json.loads((folder / "metrics.json").read_text())
             queries = list(csv.DictReader(io.StringIO((folder / "queries.csv").read_text())))
+            if not (isinstance(metrics, dict) and metrics.get("protocols") and queries):
+                raise ValueError("a file says nothing")
             with np.load(lists, allow_pickle=False) as file:
                 return cls(folder.name, metrics, queries, dict(file))
         except Exception as error:  # a damaged zip fails in many ways
