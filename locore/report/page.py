@@ -118,6 +118,7 @@ def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) 
     main = measured[0]["shown"][-1]
     rows = [[row for row in run.queries if row["protocol"] == protocol] for run in runs]
     lists = [{n.split("/")[1]: v for n, v in run.lists.items() if n.startswith(f"{protocol}/")} for run in runs]
+    hard = _hard(runs[0])
     before = np.array([float(row[f"global {main}"]) for row in rows[0]])
     after = [np.array([float(row[f"reranked {main}"]) for row in each]) for each in rows]
     groups = np.array([row["class"] for row in rows[0]])
@@ -139,8 +140,8 @@ def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) 
                 "positives": int(lists[0]["positives"][row]),
                 "before": round(100 * float(before[row]), 2),
                 "after": [round(100 * float(each[row]), 2) for each in after],
-                "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures),
-                "lists": [_places(each, row, each["order"][row], pictures) for each in lists],
+                "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures, hard),
+                "lists": [_places(each, row, each["order"][row], pictures, hard) for each in lists],
             }
             for row in chosen
         ],
@@ -162,14 +163,28 @@ def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float
     return [round(100 * float(x) / len(right), 2) for x in recalls]
 
 
-def _places(lists: dict[str, np.ndarray], row: int, order: np.ndarray, pictures: Pictures) -> list[list[Any]]:
-    """The first places of a list: picture, right / wrong / junk, place before, similarity, score."""
+def _hard(run: Run) -> set[tuple[int, int]]:
+    """Query and gallery image of what is right under a protocol for hard images, where there is one."""
+    lists = {name.split("/")[1]: value for name, value in run.lists.items() if name.startswith("hard/")}
+    if not lists:
+        return set()
+    rows, places = np.nonzero(lists["right"])
+    return set(zip(lists["rows"][rows].tolist(), lists["indices"][rows, places].tolist(), strict=True))
+
+
+def _places(
+    lists: dict[str, np.ndarray], row: int, order: np.ndarray, pictures: Pictures, hard: set[tuple[int, int]]
+) -> list[list[Any]]:
+    """The first places of a list: picture, right / hard / wrong / junk, place before, similarity, score."""
     found = []
     for place in order[:SHOWN].astype(int).tolist():
         kind = "right" if lists["right"][row, place] else "junk" if lists["junk"][row, place] else "wrong"
         score = float(lists["scores"][row, place]) if "scores" in lists else None
         similarity = round(float(lists["similarities"][row, place]), 4)
-        picture = pictures.listed(int(lists["indices"][row, place]))
+        image = int(lists["indices"][row, place])
+        if kind == "right" and (int(lists["rows"][row]), image) in hard:
+            kind = "hard"
+        picture = pictures.listed(image)
         found.append([picture, kind, place + 1, similarity, score if score is None or np.isfinite(score) else None])
     return found
 
