@@ -80,8 +80,9 @@ def save(model: ListwiseReranker | PairwiseReranker, path: Path, trained: Traine
     """
     if not isinstance(model.spec.get("encoder", ""), str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
-    known = {"trained": json.dumps(asdict(trained))} if trained else {}
-    weights.save(model, path, locore=json.dumps(model.spec), **known)
+    # In one text: of several, safetensors does not keep the order, and the same run would not end in the same bytes.
+    said = {**model.spec, **({"trained": asdict(trained)} if trained else {})}
+    weights.save(model, path, locore=json.dumps(said))
 
 
 def trained_on(path: str | Path) -> Trained:
@@ -92,13 +93,13 @@ def trained_on(path: str | Path) -> Trained:
     """
     path = _file(path)
     _, said = _read(path)
-    if "trained" not in said:
-        raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
     try:
-        known = json.loads(said["trained"])
+        known = json.loads(said.get("locore", "{}")).get("trained")
+        if known is None:
+            raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
         files = {name: _beside(path.parent, known["extractor"][name]) for name in ("weights", "detector")}
         return Trained(Extractor(**{**known["extractor"], **files}), known["candidates"])
-    except (json.JSONDecodeError, LookupError, TypeError) as error:
+    except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"What '{path}' was trained on is damaged, or of another version; give the extractor."
         ) from error
@@ -142,9 +143,9 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
         raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(published)}.")
     else:
         try:
-            spec = json.loads(said["locore"])
+            spec = {name: value for name, value in json.loads(said["locore"]).items() if name != "trained"}
             model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
-        except (json.JSONDecodeError, TypeError) as error:
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"What '{path}' says of its model is damaged, or of another version.") from error
         fill(model, tensors, str(path))
     return model.to(dtype).eval()

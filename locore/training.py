@@ -73,8 +73,8 @@ class Training:
             raise ValueError(f"Unknown Training.precision '{self.precision}'{suggest(self.precision, ['no', 'bf16'])}")
         if min(self.steps, self.batch, self.validate_every, self.accumulation) < 1:
             raise ValueError("Training.steps, batch, validate_every and accumulation must be at least 1.")
-        if not 0 < self.learning_rate < math.inf or self.warmup < 0 or self.weight_decay < 0 or self.clip <= 0:
-            raise ValueError("Training.learning_rate and clip are above 0, warmup and weight_decay not below.")
+        if not 0 <= self.learning_rate < math.inf or min(self.warmup, self.weight_decay) < 0 or self.clip <= 0:
+            raise ValueError("Training.learning_rate, warmup and weight_decay are not below 0, and clip is above it.")
         if not 0 <= self.average < 1:
             raise ValueError(f"Training.average = {self.average} must be in [0, 1).")
         if self.batch % self.accumulation:

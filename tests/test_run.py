@@ -45,8 +45,8 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
         ("Experiment.whitening = 5", "in 0 to 1"),
         ("Experiment.dropout = -0.1", "in 0 to 1"),
         ("Experiment.alpha = 0.5\nExperiment.temperature = 0", "above 0"),
-        ("Training.learning_rate = -1", "above 0"),
-        ("Training.warmup = -1", "not below"),
+        ("Training.learning_rate = -1", "not below 0"),
+        ("Training.warmup = -1", "not below 0"),
         ("Experiment.candidates = 1", "2 or more"),
     ],
 )

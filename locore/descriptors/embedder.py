@@ -100,11 +100,12 @@ class Embedder(nn.Module):
             proportions: that is the longer side, of the whole image where this one is cut out of it; the images have to
                 be of one shape. Else they are made square.
         """
-        patch, size = _patch(self.spec["model"]) or 1, self.spec["image_size"] * scale
-        fewest = -(-min(LEAST, self.spec["image_size"]) // patch)
+        patch, size = _patch(self.spec["model"]), self.spec["image_size"] * scale
+        fewest = 1 if patch else min(LEAST, self.spec["image_size"])
 
         def side(pixels: int, longer: int) -> int:
-            return max(round(size * pixels / longer / patch), fewest if proportions else 1) * patch
+            step = patch or 1
+            return max(round(size * pixels / longer / step), fewest if proportions else 1) * step
 
         def sides(image: Image.Image) -> list[int]:
             longer = max(image.info.get(WHOLE_SIZE, image.size))
