@@ -224,7 +224,7 @@ class Experiment:
         """
         match stage:
             case (str(name), int(count)) if count > 1:
-                if name not in (known := [n for n in rerankers.available() if not is_learned(n)]):
+                if name not in (known := pairwise.without_weights()):
                     raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
                 return self._untrained(name), count
             case _:
@@ -277,9 +277,10 @@ class Experiment:
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
-            rankings = self._rerank_protocols(searches, self._whole(model))
+            whole = self._whole(model)
+            rankings = self._rerank_protocols(searches, whole)
             orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
-            if ensemble and isinstance(self._whole(model), Windows | Cascade):
+            if ensemble and isinstance(whole, Windows | Cascade):
                 for protocol, reranked in self._rerank_protocols(searches, self._whole(model, ensemble)).items():
                     orders[protocol]["ensemble"] = reranked.order
             elif ensemble:
@@ -287,11 +288,10 @@ class Experiment:
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
             tables = {p: summary(searched, orders[p], self.depth) for p, searched in searches.items()}
             first = next(iter(searches))
-            if self.trec and processes.first():
-                for protocol, searched in searches.items():
+            if processes.first():
+                for protocol, searched in searches.items() if self.trec else ():
                     methods = {"global": None, **orders[protocol]}
                     trec.write(folder / "trec", protocol, searched, methods, benchmark)
-            if processes.first():
                 outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
         metrics = {
             "benchmark": benchmark.name,

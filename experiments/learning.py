@@ -96,12 +96,11 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
             experiment.embedder_rate,
         )
     stage.seconds["training"] = round(state["seconds"], 1)
+    extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if processes.first():
         pictures.training(folder / "training.png", state["history"])
         if embedder:
             embedder.save(folder / WHOLE)
-    extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
-    if processes.first():
         described = None
         if not experiment.files:
             found = extractor or experiment.extractor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,16 @@ from locore import checkpoints
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.kept import Picture, described
 from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
-from locore.reranking.pairwise import is_learned
+from locore.reranking.pairwise import without_weights
 from locore.reranking.reranker import Reranker, Shortlist, rerankers
 from locore.reranking.windows import Windows
 
-PHOTOS = Extractor(image_size=224, pooling="gem", local_stage=3, grid=7)  # without a download
+PHOTOS: dict[str, Any] = {
+    "image_size": 224,
+    "pooling": "gem",
+    "local_stage": 3,
+    "grid": 7,
+}  # of an extractor without a download
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,12 @@ def reader(
     Args:
         see `rerank`, as for errors.
     """
-    untrained = [name for name in rerankers.available() if not is_learned(name)]
+    untrained = without_weights()
     if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
         if str(reranker) not in untrained:
             near = suggest(str(reranker), untrained)
             raise ValueError(f"'{reranker}' is no run folder, and no re-ranker without weights{near}")
-        return rerankers.create(str(reranker)), extractor or PHOTOS, None
+        return rerankers.create(str(reranker)), extractor or Extractor(**PHOTOS), None
     if isinstance(reranker, str | Path):
         reranker = Path(reranker).expanduser()
         if (reranker / "metrics.json").exists() and not (reranker / WEIGHTS).exists():
@@ -104,7 +110,7 @@ def reader(
         return model, trained.extractor, trained.candidates if isinstance(model, ListwiseReranker) else None
     if isinstance(reranker, nn.Module) and extractor is None:
         raise ValueError("A re-ranker with weights reads the descriptors that it was trained on; give the extractor.")
-    extractor = extractor or PHOTOS
+    extractor = extractor or Extractor(**PHOTOS)
     return reranker, extractor, _longest(reranker, extractor)
 
 

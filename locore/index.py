@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +93,8 @@ def _described(
 def _write(file: Path, known: dict[str, Descriptors], versions: dict[str, tuple[int, int]]) -> None:
     names = sorted(known)
     together = Descriptors.stack([known[name] for name in names])
-    arrays = {f.name: getattr(together, f.name).numpy() for f in fields(Descriptors)}
     with atomic(file) as temporary, open(temporary, "wb") as opened_file:
-        np.savez(opened_file, names=names, versions=np.array([versions[n] for n in names]), **arrays)
+        np.savez(opened_file, names=names, versions=np.array([versions[n] for n in names]), **together.arrays())  # type: ignore[arg-type]
 
 
 def _read(file: Path) -> dict[str, tuple[tuple[int, int], Descriptors]]:
@@ -103,7 +102,7 @@ def _read(file: Path) -> dict[str, tuple[tuple[int, int], Descriptors]]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             names, versions = arrays["names"].tolist(), arrays["versions"].tolist()
-            together = Descriptors(*(torch.from_numpy(arrays[f.name]) for f in fields(Descriptors)))
+            together = Descriptors.from_arrays(arrays)
         rows = enumerate(zip(names, versions, strict=True))
         return {name: (tuple(version), together[row]) for row, (name, version) in rows}
     except Exception:  # a damaged zip fails in many ways

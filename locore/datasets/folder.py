@@ -27,7 +27,7 @@ def folder(path: str, max_queries: int | None = None) -> Benchmark:
     root = Path(path).expanduser()
     entries = _entries(root)
     for name, _ in entries:
-        if not name.isprintable() and name != name.encode(errors="ignore").decode():
+        if name != name.encode(errors="ignore").decode():
             raise ValueError(f"The name of {name!r} in {root} is no UTF-8; rename it.")
     classes = sorted({str(PurePosixPath(name).parent) for name, _ in entries})
     if len(classes) < 4:

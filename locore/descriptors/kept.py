@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from locore.datasets.images import UNREADABLE, on_white
@@ -35,7 +33,7 @@ def described(pictures: Sequence[Picture], extractor: Extractor) -> Descriptors:
         for row, (path, _) in enumerate(part):
             known[path] = found[row]
             with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **{f.name: getattr(found[row], f.name).numpy() for f in fields(Descriptors)})
+                np.savez(file, **found[row].arrays())  # type: ignore[arg-type]
     return Descriptors.stack([each for path in paths if (each := known[path]) is not None])
 
 
@@ -54,7 +52,7 @@ def _kept(path: Path, count: int) -> Descriptors | None:
     """What was kept of an image; None = nothing, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Descriptors(*(torch.from_numpy(file[f.name]) for f in fields(Descriptors)))
+            found = Descriptors.from_arrays(file)
     except Exception:  # a damaged zip fails in many ways
         return None
     return found if found.local.shape[:1] == (count,) else None

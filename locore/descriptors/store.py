@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +61,15 @@ class Descriptors:
     def stack(cls, several: list[Descriptors]) -> Descriptors:
         """Descriptors of as many images each, under a new leading dimension."""
         return cls(*(torch.stack([getattr(each, f.name) for each in several]) for f in fields(cls)))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By the name of each attribute, as a file of numpy's takes them."""
+        return {f.name: getattr(self, f.name).numpy() for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Descriptors:
+        """What `arrays` gave; others beside them are left out."""
+        return cls(*(torch.from_numpy(arrays[f.name]) for f in fields(cls)))
 
     def to(self, device: torch.device | str) -> Descriptors:
         """The same on a device, floating-point tensors as float32."""

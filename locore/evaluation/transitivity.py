@@ -104,8 +104,9 @@ def probe_lists(
     random = np.random.default_rng(0)
     rows, named, masks = [], [], []
     for query, easy, hard in zip(found.query, found.easy, found.hard, strict=True):
-        points = gallery.camera(easy).on_wall(listed.position[easy].float().numpy())
-        seen, also = gallery.camera(easy).sees(points), gallery.camera(hard).sees(points)
+        camera = gallery.camera(easy)
+        points = camera.on_wall(listed.position[easy].float().numpy())
+        seen, also = camera.sees(points), gallery.camera(hard).sees(points)
         linked, rest = seen & also, seen & ~also  # what stands before the wall is in neither
         count = int(min(linked.sum(), rest.sum()))
         if not count:

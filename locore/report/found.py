@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from locore.descriptors.kept import opened
-from locore.report.page import webp
+from locore.report.page import rendered, webp
 
 SIDE = 256  # of a picture, pixels
 
@@ -20,7 +19,4 @@ def page(query: Image.Image, folder: Path, found: list[tuple[str, int, float | N
         found: path below the folder, place before re-ranking and score of each, best first.
     """
     hits = [(name, before, score, webp(opened(folder / name), SIDE)) for name, before, score in found]
-    environment = Environment(
-        loader=PackageLoader("locore.report", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("found.html.j2").render(query=webp(query, SIDE), hits=hits)
+    return rendered("found.html.j2", query=webp(query, SIDE), hits=hits)

@@ -53,6 +53,10 @@ class Run:
         except Exception as error:  # a damaged zip fails in many ways
             raise ValueError(f"'{folder}' cannot be read ({error}); let the run end again.") from error
 
+    def of(self, protocol: str) -> dict[str, np.ndarray]:
+        """The lists of a protocol; none where it has no such protocol."""
+        return {n.split("/")[1]: value for n, value in self.lists.items() if n.startswith(f"{protocol}/")}
+
 
 def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
     """The page.
@@ -63,16 +67,19 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
     Raises:
         ValueError: runs of one benchmark have other queries or protocols than each other.
     """
-    data = {"benchmarks": [_benchmark(benchmark, runs, queries) for benchmark, runs in groups], "shown": SHOWN}
-    environment = Environment(
-        loader=PackageLoader("locore.report", "templates"), autoescape=True, undefined=StrictUndefined
-    )
+    data = {"benchmarks": [_benchmark(benchmark, runs, queries) for benchmark, runs in groups]}
     # A tag would end the script that the data is in.
     try:
         text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     except ValueError as error:
         raise ValueError("A run has metrics that are not finite; let it end again.") from error
-    return environment.get_template("page.html.j2").render(data=text, plotly=get_plotlyjs())
+    return rendered("page.html.j2", data=text, plotly=get_plotlyjs())
+
+
+def rendered(template: str, **values: Any) -> str:
+    """One of the templates beside this file, filled in."""
+    loader = PackageLoader("locore.report", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(template).render(values)
 
 
 def _benchmark(benchmark: Benchmark, runs: list[Run], queries: int) -> dict[str, Any]:
@@ -83,11 +90,11 @@ def _benchmark(benchmark: Benchmark, runs: list[Run], queries: int) -> dict[str,
         if known[0] != known[1]:
             raise ValueError(f"'{first.name}' and '{run.name}' asked other queries of '{benchmark.name}'.")
     protocols = list(first.metrics["protocols"])
-    pictures = Pictures(benchmark)
+    pictures, hard = Pictures(benchmark), _hard(first)
     return {
         "name": benchmark.name,
         "runs": [_summary(run) for run in runs],
-        "protocols": {p: _protocol(p, runs, pictures, queries) for p in protocols},
+        "protocols": {p: _protocol(p, runs, pictures, hard, queries) for p in protocols},
         "pictures": pictures.made(),
     }
 
@@ -109,7 +116,9 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) -> dict[str, Any]:
+def _protocol(
+    protocol: str, runs: list[Run], pictures: Pictures, hard: set[tuple[int, int]], queries: int
+) -> dict[str, Any]:
     """Metrics, curves and queries of one protocol."""
     measured = [run.metrics["protocols"][protocol] for run in runs]
     for run, each in zip(runs, measured, strict=True):
@@ -117,8 +126,7 @@ def _protocol(protocol: str, runs: list[Run], pictures: Pictures, queries: int) 
             raise ValueError(f"'{runs[0].name}' and '{run.name}' start from other searches; make a page of each.")
     main = measured[0]["shown"][-1]
     rows = [[row for row in run.queries if row["protocol"] == protocol] for run in runs]
-    lists = [{n.split("/")[1]: v for n, v in run.lists.items() if n.startswith(f"{protocol}/")} for run in runs]
-    hard = _hard(runs[0])
+    lists = [run.of(protocol) for run in runs]
     before = np.array([float(row[f"global {main}"]) for row in rows[0]])
     after = [np.array([float(row[f"reranked {main}"]) for row in each]) for each in rows]
     groups = np.array([row["class"] for row in rows[0]])
@@ -165,7 +173,7 @@ def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float
 
 def _hard(run: Run) -> set[tuple[int, int]]:
     """Query and gallery image of what is right under a protocol for hard images, where there is one."""
-    lists = {name.split("/")[1]: value for name, value in run.lists.items() if name.startswith("hard/")}
+    lists = run.of("hard")
     if not lists:
         return set()
     rows, places = np.nonzero(lists["right"])

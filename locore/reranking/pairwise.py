@@ -85,6 +85,11 @@ def is_learned(method: str) -> bool:
     return inspect.isclass(build) and issubclass(build, PairwiseReranker)
 
 
+def without_weights() -> list[str]:
+    """Names of the registered re-rankers that need no training."""
+    return [name for name in rerankers.available() if not is_learned(name)]
+
+
 def create(method: str, size: str, local_dim: int, global_dim: int, settings: dict[str, Any]) -> PairwiseReranker:
     """One of these for descriptors of such widths, in a named size.
 
