@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +39,10 @@ SETTINGS = {
     **{name: configurable(benchmarks, name) for name in benchmarks.available()},
 }
 COMMANDS = ["Experiment", "Embedding", "Extraction", "Files"]  # of a gin file a command skips what is another's
+# gin also looks for an included file in Python packages, and stumbles over any folder called `data` that it is run in.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+for _folder in CONFIGS:
+    gin.add_config_file_search_path(str(_folder))
 T = TypeVar("T")
 extractor = gin.external_configurable(Extractor, module="locore")
 training = gin.external_configurable(Training, module="locore")
@@ -53,16 +57,10 @@ def parse(files: Sequence[str], overrides: Sequence[str]) -> None:
         ValueError: a file is missing, or a line is bad or names what does not exist.
     """
     gin.clear_config()
-    for folder in CONFIGS:
-        gin.add_config_file_search_path(str(folder))
-    logging.disable(logging.ERROR)  # gin logs an error for every folder in which an included file is not
-    try:
-        for file in files:
-            _read(gin.parse_config_file, _found(file), file, print_includes_and_imports=False, skip_unknown=COMMANDS)
-        for line in overrides:
-            _read(gin.parse_config, line, line, skip_unknown=COMMANDS)
-    finally:
-        logging.disable(logging.NOTSET)
+    for file in files:
+        _read(gin.parse_config_file, _found(file), file, print_includes_and_imports=False, skip_unknown=COMMANDS)
+    for line in overrides:
+        _read(gin.parse_config, line, line, skip_unknown=COMMANDS)
 
 
 def built(make: Callable[[], T], files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[T, str]:

@@ -12,6 +12,14 @@ def test_dry_run_tells_the_layout_and_the_parameters(capsys):
     assert "275 tokens" in printed and "Experiment.backbone = 'mamba'" in printed
 
 
+def test_folders_beside_it_are_not_taken_for_those_of_gin_files(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "size").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["--gin", "gin/mamba.gin", "--dry-run"]) == 0
+    assert "Data.benchmark = 'glyphs'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
