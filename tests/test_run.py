@@ -16,6 +16,7 @@ def test_folders_beside_it_are_not_taken_for_those_of_gin_files(tmp_path, monkey
     (tmp_path / "data").mkdir()
     (tmp_path / "size").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does with the folder that it is run in
     assert main(["--gin", "gin/mamba.gin", "--dry-run"]) == 0
     assert "Data.benchmark = 'glyphs'" in capsys.readouterr().out
 
