@@ -1,8 +1,11 @@
-"""Compare backbones:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
+"""Compare re-rankers:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
 
-Runs every gin file with every seed, each in a process of its own, and makes one table (Markdown, CSV) and one picture.
-A run whose metrics are in the results folder already, from the same configuration, is not run again; one that fails is
-named in the table and does not end the others.
+Runs every gin file with every seed (what is not trained with the first one), each in a process of its own, and makes a
+table (Markdown, CSV, LaTeX) and a picture. A run whose metrics are in the results folder already, from the same
+configuration, is not run again; one that fails is named in the table and does not end the others.
+
+  --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results
+  --costs                    let all rows re-rank a random list in turn: quality against cost, pareto.png
 """
 
 from __future__ import annotations
@@ -11,20 +14,48 @@ import argparse
 import csv
 import hashlib
 import json
-import logging
 import os
 import shlex
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from experiments.command import guarded
-from experiments.experiment import prepare
+from experiments.configuration import same_run
+from experiments.experiment import Experiment, prepare
+from experiments.measure import Side, in_turn
+from experiments.provenance import commit, machine
 from locore import files
 from locore.report import comparison
 
-log = logging.getLogger(__name__)
+WARM_UP, PASSES = 2, 7  # of --costs
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gin file with a seed."""
+
+    file: str
+    experiment: Experiment
+    config: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows that re-rank the same shortlists.
+
+    Attributes:
+        results: the folder. mixed: gin files behind each row's own. rows: by name and seed.
+    """
+
+    results: Path
+    mixed: list[str]
+    rows: dict[tuple[str, int], Row]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("rows", nargs="+", metavar="FILE", help="gin files, one a row of the table")
     parser.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
+    parser.add_argument("--on", nargs="+", default=[], metavar="FILE", help="gin files, one a table; mixed in last")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
+    parser.add_argument("--costs", action="store_true", help="time the rows side by side when all have been run")
     parser.add_argument(
         "--results", type=Path, help="tables, and metrics of runs and queries (default: results/<benchmark>)"
     )
@@ -47,45 +80,63 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(options: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Start experiments.compare by itself: each of its runs is a process of its own.")
-    if len({Path(file).stem for file in options.rows}) < len(options.rows):
-        raise ValueError("Two gin files have the same name, and rows are named by it; rename one.")
+    for what, given in (("rows", options.rows), ("tables", options.on)):
+        if len({Path(file).stem for file in given}) < len(given):
+            raise ValueError(f"Two gin files have the same name, and {what} are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.
-    configurations = {
-        (Path(file).stem, seed): (file, *prepare([file, *options.gin], options.set, seed))
-        for file in options.rows
-        for seed in options.seeds
-    }
-    (first_name, _), (_, first, _) = next(iter(configurations.items()))
-    for (name, _), (_, experiment, _) in configurations.items():
+    below = options.results or Path("results")
+    boards = [_planned(options, [*options.gin, file], below / Path(file).stem) for file in options.on]
+    boards = boards or [_planned(options, options.gin, options.results)]
+    measured = [_run_all(board, options) for board in boards]
+    costs = [_costs(board, options) if options.costs else None for board in boards]
+    for board, (finished, failed), cost in zip(boards, measured, costs, strict=True):
+        _write(board, finished, failed, cost)
+    if options.costs:
+        points = {
+            board.results.name: (finished, cost)
+            for board, (finished, _), cost in zip(boards, measured, costs, strict=True)
+            if finished and cost
+        }
+        comparison.pareto((below if options.on else boards[0].results) / "pareto.png", points)
+    return 1 if any(failed for _, failed in measured) else 0
+
+
+def _planned(options: argparse.Namespace, mixed: list[str], results: Path | None) -> Board:
+    """The rows of a table.
+
+    Raises:
+        ValueError: a configuration is wrong, or two of them re-rank other shortlists than each other.
+    """
+    rows: dict[tuple[str, int], Row] = {}
+    for file in options.rows:
+        for seed in options.seeds:
+            row = Row(file, *prepare([file, *mixed], options.set, seed))
+            if row.experiment.trains or seed == options.seeds[0]:
+                rows[Path(file).stem, seed] = row
+    (first_name, _), first = next(iter(rows.items()))
+    for (name, _), row in rows.items():
         for what in ("data", "depth", "extractor", "files"):
-            if getattr(experiment, what) != getattr(first, what):
+            ours, theirs = (getattr(each.experiment, what) for each in (row, first))
+            if ours != theirs:
                 raise ValueError(
-                    f"'{name}' and '{first_name}' differ in {what}: {getattr(experiment, what)} and "
-                    f"{getattr(first, what)}; rows of one table re-rank the same shortlists."
+                    f"'{name}' and '{first_name}' differ in {what}: {ours} and {theirs}; rows of one table re-rank "
+                    "the same shortlists."
                 )
-    results = options.results or Path("results") / first.data.benchmark
+    return Board(results or Path("results") / first.experiment.data.benchmark, mixed, rows)
+
+
+def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, str]]:
+    """-> metrics by row, of each of its seeds; and what the others failed with."""
     finished: dict[str, list[dict]] = defaultdict(list)
     failed: dict[str, str] = {}
-    for (name, seed), (file, _, config) in configurations.items():
-        result = results / f"{name}-seed{seed}.json"
-        metrics = _known(result, config)
+    for (name, seed), row in board.rows.items():
+        result = board.results / f"{name}-seed{seed}.json"
+        metrics = _known(result, row.config)
         if metrics is None:
-            folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
-            command = [
-                sys.executable,
-                "-m",
-                "experiments.run",
-                "--gin",
-                file,
-                "--seed",
-                str(seed),
-                "--out",
-                str(folder),
-            ]
-            for mixed in options.gin:
-                command += ["--gin", mixed]
-            for line in options.set:
-                command += ["--set", line]
+            folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(row.config.encode()).hexdigest()[:8]}"
+            command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]
+            command += [part for file in (row.file, *board.mixed) for part in ("--gin", file)]
+            command += [part for line in options.set for part in ("--set", line)]
             print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
             error = _run(command)
             if error:
@@ -95,8 +146,51 @@ def _compare(options: argparse.Namespace) -> int:
             files.write_text(result.with_suffix(".csv"), (folder / "queries.csv").read_text())
             files.write_json(result, metrics)
         finished[name].append(metrics)
+    return finished, failed
+
+
+def _costs(board: Board, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each row costs to re-rank one list of random descriptors, all of them measured in turn."""
+    with ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for (name, _), row in board.rows.items():
+            if name in sides:
+                continue
+            sides[name] = stack.enter_context(
+                Side(
+                    side="reranker",
+                    gin=[row.file, *board.mixed],
+                    set=options.set,
+                    widths=row.experiment.widths,
+                    layout=(row.experiment.layout.block, 1 + row.experiment.depth),
+                    batch=1,
+                    whole=True,
+                    one_by_one=False,
+                    backward=False,
+                    allocator=True,
+                )
+            )
+        in_turn(list(sides.values()), WARM_UP, PASSES)
+        found = {}
+        for name, side in sides.items():
+            said = side.close()
+            found[name] = {
+                "ms": round(1000 * median(side.seconds), 2),
+                "mb": said["mb"],
+                "gflops": said["flops"] and said["flops"] / 1e9,
+                "stored": side.about["stored"],
+            }
+    files.write_json(board.results / "costs.json", {"rows": found, "machine": machine(), "commit": commit()})
+    return found
+
+
+def _write(
+    board: Board, finished: dict[str, list[dict]], failed: dict[str, str], costs: dict[str, dict[str, Any]] | None
+) -> None:
+    """The tables of a board and its picture."""
+    results = board.results
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    tables = {p: comparison.rows(finished, failed, p) for p in comparison.protocols(finished)}
+    tables = {p: comparison.rows(finished, failed, p, costs) for p in comparison.protocols(finished)}
     per_query = {
         name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
     }
@@ -108,7 +202,7 @@ def _compare(options: argparse.Namespace) -> int:
             shown = comparison.columns(finished, protocol)
             text.append(comparison.differences(per_query, shown, protocol))
     if finished:
-        text.append(comparison.made(finished, command_line))
+        text.append(comparison.made(finished, command_line, costs))
         comparison.picture(results / "table.png", finished)
     files.write_text(results / "table.md", "\n".join(part for part in text if part))
     files.write_text(results / "table.csv", comparison.csv_text(tables))
@@ -116,7 +210,6 @@ def _compare(options: argparse.Namespace) -> int:
         results / "table.tex", "\n\n".join(f"% {p}\n{comparison.latex(t)}" for p, t in tables.items()) + "\n"
     )
     print((results / "table.md").read_text())
-    return 1 if failed else 0
 
 
 def _known(result: Path, config: str) -> dict | None:
@@ -125,7 +218,7 @@ def _known(result: Path, config: str) -> dict | None:
         metrics = json.loads(result.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return metrics if metrics.get("config") == config and result.with_suffix(".csv").exists() else None
+    return metrics if same_run(config, metrics.get("config", "")) and result.with_suffix(".csv").exists() else None
 
 
 def _queries(path: Path) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -76,6 +77,30 @@ def built(make: Callable[[], T], files: Sequence[str], overrides: Sequence[str],
         # A setting of the wrong type or sign fails wherever it is first used, in torch, timm or our own code.
         raise ValueError(f"This configuration cannot be built: {error}.") from error
     return made, f"# seed {seed}\n{gin.operative_config_str()}"
+
+
+def same_run(config: str, older: str) -> bool:
+    """Whether an older configuration is this one, what can be set only since then being as it is by default."""
+    now, then = (
+        {line for line in _lines(text) if not line.startswith(("# Parameters", "# ==", "# None"))}
+        for text in (config, older)
+    )
+    return then <= now and all(_by_default(line) for line in now - then)
+
+
+def _lines(config: str) -> list[str]:
+    """Its statements, each on one line, and its comments."""
+    return [line for line in re.sub(r"\\\n\s*", "", config).splitlines() if line]
+
+
+def _by_default(line: str) -> bool:
+    """Whether a line sets what would be so without it."""
+    found = re.fullmatch(r"(\w+)\.(\w+) = (.*)", line)
+    if not found:
+        return False
+    build = gin.get_configurable(found[1])
+    known = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
+    return found[2] in known and repr(known[found[2]].default) == found[3]
 
 
 def _read(parser: Callable, text: str, said: str, **options) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -161,41 +161,48 @@ class Experiment:
         longest = (1 + max(self.pass_size, trained)) * self.layout.block
         self.tokens_at_most = max(longest, self.positions_at_least)
 
-    @cached_property
-    def model_settings(self) -> dict[str, Any]:
-        """What a re-ranker that is to be trained is made of."""
-        global_dim, local_dim = self._widths
-        return {
-            "encoder": self.backbone,
-            "local_dim": local_dim,
-            "global_dim": global_dim,
-            "max_positions": self.tokens_at_most,
-            "size": self.size,
-            "settings": SETTINGS[self.backbone]() if self.backbone in SETTINGS else {},
-            "global_token": self.global_token,
-            "positions": self.positions,
-            "score": self.score,
-            "dropout": self.dropout,
-        }
+    @property
+    def backbone_settings(self) -> dict[str, Any]:
+        """Of the list-wise one's encoder, where they are not its size's."""
+        return SETTINGS[self.backbone]() if self.backbone in SETTINGS else {}
+
+    def make(self, widths: tuple[int, int], positions: int) -> Reranker:
+        """The re-ranker with random weights, or without any.
+
+        Args:
+            widths: of a global and of a local descriptor. positions: rows of a list-wise one's position table.
+        """
+        global_dim, local_dim = widths
+        if self.method == LISTWISE:
+            return ListwiseReranker(
+                self.backbone,
+                local_dim,
+                global_dim,
+                positions,
+                self.size,
+                self.backbone_settings,
+                self.global_token,
+                self.positions,
+                self.score,
+                dropout=self.dropout,
+            )
+        if not self.has_weights:
+            return self._untrained(self.method)
+        return pairwise.create(self.method, self.size, local_dim, global_dim, SETTINGS[self.method]())
 
     def model(self, seed: int) -> ListwiseReranker | PairwiseReranker:
         """The re-ranker with its starting weights, or the one that is evaluated as it is."""
         if self.reranker:
             return checkpoints.load(Path(self.reranker).expanduser(), **self.published)
         torch.manual_seed(seed)
-        model = self._make()()
+        model = self.make(self.widths, self.tokens_at_most)
+        assert isinstance(model, ListwiseReranker | PairwiseReranker)
         if self.language_model and isinstance(model, ListwiseReranker):
             start_from(model, Path(self.language_model).expanduser())
         return model
 
-    def _make(self) -> Callable[[], ListwiseReranker | PairwiseReranker]:
-        if self.method == LISTWISE:
-            return partial(ListwiseReranker, **self.model_settings)
-        global_dim, local_dim = self._widths
-        return partial(pairwise.create, self.method, self.size, local_dim, global_dim, SETTINGS[self.method]())
-
     @property
-    def _widths(self) -> tuple[int, int]:
+    def widths(self) -> tuple[int, int]:
         """Of a global and of a local descriptor."""
         return self.files.widths if self.files else self.extractor.sizes
 
@@ -204,16 +211,18 @@ class Experiment:
         """Parameters of the re-ranker, and width of its tokens, or of the descriptors where it has none."""
         if not self.has_weights:
             _ = self._untrained(self.method)
-            return 0, sum(self._widths)
+            return 0, sum(self.widths)
         if self.reranker or self.language_model:  # what cannot be loaded is said here
             model = self.model(seed=0)
         else:
-            make = self._make()
+            widths = self.widths
             try:
                 with torch.device("meta"):  # nothing is filled in, so that hundreds of millions are counted at once
-                    model = make()
+                    made = self.make(widths, self.tokens_at_most)
             except RuntimeError:  # an encoder may compute with what it is filled with
-                model = make()
+                made = self.make(widths, self.tokens_at_most)
+            assert isinstance(made, ListwiseReranker | PairwiseReranker)
+            model = made
         return sum(p.numel() for p in model.parameters()), model.width
 
     def _stage(self, stage: Any) -> tuple[Reranker, int]:
@@ -277,11 +286,11 @@ class Experiment:
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
         with stage("evaluation"):
-            whole = self._whole(model)
+            whole = self.whole(model)
             rankings = self._rerank_protocols(searches, whole)
             orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
             if ensemble and isinstance(whole, Windows | Cascade):
-                for protocol, reranked in self._rerank_protocols(searches, self._whole(model, ensemble)).items():
+                for protocol, reranked in self._rerank_protocols(searches, self.whole(model, ensemble)).items():
                     orders[protocol]["ensemble"] = reranked.order
             elif ensemble:
                 for protocol, reranked in rankings.items():
@@ -373,7 +382,7 @@ class Experiment:
         self._fit_together(model, queries)
         return model.to(PRECISIONS[self.evaluated_in])
 
-    def _whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
+    def whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
         """The model as it re-ranks all candidates, behind those that are asked before it."""
         if (self.window and isinstance(model, ListwiseReranker)) or ensemble:
             model = Windows(model, self.pass_size, self.pass_size // 2, ensemble=ensemble)

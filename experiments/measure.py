@@ -12,8 +12,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from locore.progress import track
 
 
 class Side:
@@ -77,6 +81,18 @@ class Side:
         return said
 
 
+def in_turn(sides: Sequence[Side], warm_up: int, passes: int) -> None:
+    """Warm up, then let every side run a pass, again and again."""
+    for _ in track(range(warm_up), "warming up"):
+        for side in sides:
+            side.run()
+    for side in sides:
+        side.forget()
+    for _ in track(range(passes), "measuring"):
+        for side in sides:
+            side.run()
+
+
 def main() -> int:
     """The child: reads its specification from the command line and passes from stdin."""
     spec = json.loads(sys.argv[1])
@@ -93,7 +109,7 @@ def main() -> int:
         import torch
 
         with torch.set_grad_enabled(spec["backward"]):
-            if spec["side"] in ("ours", "encoder", "reranker"):
+            if spec["side"] in ("ours", "encoder") or (spec["side"] == "reranker" and not spec["one_by_one"]):
                 load_kernels, *_ = _work({**spec, "layout": (3, 3)})  # so that no pass pays for them
                 load_kernels()
             run, about, finish = _work(spec)
@@ -161,24 +177,53 @@ def _work(spec: dict):
 
 
 def _reranker(spec: dict, layout):
-    """The whole re-ranker on random descriptors, in inference."""
+    """A re-ranker on random descriptors, in inference."""
     import torch
 
-    from locore.reranking import ListwiseReranker, Shortlist
+    from experiments.experiment import prepare
+    from locore.descriptors.store import LEADING
+    from locore.reranking import Shortlist
 
-    model = ListwiseReranker(**spec["model"])
-    locals_ = layout.block - 1 - model.embedding.global_token
-    dims = spec["model"]["local_dim"], spec["model"]["global_dim"]
+    experiment, _ = prepare(spec["gin"], spec["set"], seed=0)
+    global_dim, local_dim = spec["widths"]
+    made = experiment.make((global_dim, local_dim), layout.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shortlist = Shortlist.random(spec["batch"], layout.images - 1, locals_, *dims, device)
-    model = model.to(device).eval()
+    parameters = 0
+    if isinstance(made, torch.nn.Module):
+        made.to(device).eval()
+        parameters = sum(p.numel() for p in made.parameters())
+    reranker = experiment.whole(made) if spec["whole"] else made
+    locals_ = layout.block - 1 - experiment.global_token
+    shortlist = Shortlist.random(spec["batch"], layout.images - 1, locals_, local_dim, global_dim, device)
+    lists = [shortlist]
+    if spec["one_by_one"]:
+        everyone = torch.arange(layout.images - 1, device=device).expand(spec["batch"], -1)
+        lists = [shortlist.take(places) for places in everyone.split(1, dim=1)]
 
-    def run():
-        return model.rerank(shortlist)
+    def run() -> None:
+        for part in lists:
+            reranker.rerank(part)
 
-    about = {"parameters": sum(p.numel() for p in model.parameters())}
-    # Counted behind the passes, so that its memory is none of theirs.
-    return run, about, lambda: {"flops": flops(run) / spec["batch"]}
+    stored = 4 * global_dim  # bytes, in AMES's files
+    if reads_locals(reranker, lists[0]):
+        stored += 2 * locals_ * (LEADING + local_dim)
+
+    def finish() -> dict:
+        # Counted behind the passes, so that its memory is none of theirs; what has no weights counts for little there.
+        return {"flops": flops(run) / spec["batch"] if parameters else None}
+
+    return run, {"parameters": parameters, "stored": stored}, finish
+
+
+def reads_locals(reranker, shortlist) -> bool:
+    """Whether other local descriptors of the candidates change anything."""
+    import torch
+
+    candidates = shortlist.candidates
+    others = replace(shortlist, candidates=replace(candidates, local=torch.randn_like(candidates.local)))
+    ours, theirs = (reranker.rerank(each) for each in (shortlist, others))
+    same = torch.equal(ours.order, theirs.order)
+    return not (same and (ours.scores is None or torch.equal(ours.scores, theirs.scores)))
 
 
 def flops(run) -> int:

@@ -1,7 +1,10 @@
 """Profile an encoder:  python -m experiments.profile --gin gin/longformer.gin --gin gin/size/base.gin
 
 Parameters, FLOPs, latency, throughput and memory of a re-ranker, on random descriptors in the landmark layout: a query
-and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens.
+and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens. Any re-ranker of gin/peers as well:
+
+  --gin gin/peers/cvnet.gin --gin gin/size/base.gin --layout 1026x101 --local-dim 1024 --one-by-one
+                           is CVNet as the paper measures it, unbatched on images of 512 x 512 (maps of 32 x 32 cells)
 
   --against transformers   the encoder beside the same computation of another package, with the same weights, in turn
                            (RWKV: as much work, not the same result, since their average looks one way);
@@ -28,8 +31,7 @@ import numpy as np
 
 from backbones.registry import backbones
 from experiments.command import gin_parser, guarded
-from experiments.measure import Side
-from locore.progress import track
+from experiments.measure import Side, in_turn
 
 LANDMARKS = (50, 101)  # tokens a block, images
 LOCAL_DIM, GLOBAL_DIM = 768, 2048  # DINOv2's locals and SuperGlobal's globals
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
     parser.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
     parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
+    parser.add_argument("--local-dim", default=LOCAL_DIM, type=_count, help=f"of the descriptors (default {LOCAL_DIM})")
+    parser.add_argument("--one-by-one", action="store_true", help="a candidate a pass, as where images differ in size")
     parser.add_argument("--batch", type=_count, default=1, help="lists a pass")
     parser.add_argument("--passes", type=_count, default=10, help="measured passes")
     parser.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them")
@@ -54,18 +58,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from experiments.experiment import prepare
+    from experiments.experiment import LISTWISE, prepare
 
-    settings = prepare(options.gin, options.set, seed=0)[0].model_settings
+    experiment = prepare(options.gin, options.set, seed=0)[0]
     spec: dict[str, Any] = {
-        "backbone": settings["encoder"],
-        "size": settings["size"],
-        "settings": settings["settings"],
+        "backbone": experiment.backbone,
+        "size": experiment.size,
+        "settings": experiment.backbone_settings,
         "layout": options.layout,
         "batch": options.batch,
         "backward": options.backward,
         "allocator": True,
     }
+    if experiment.method != LISTWISE and (options.lengths or options.against):
+        raise ValueError(f"--against and --lengths are of encoders; '{experiment.method}' has none.")
     if options.lengths:
         result = _lengths(spec, options)
     elif options.backbones:
@@ -75,13 +81,16 @@ def _profile(options: argparse.Namespace) -> int:
     elif options.backward:
         raise ValueError("--backward goes with --against or --lengths: training has its own progress bar and log.")
     else:
-        model = {
-            **settings,
-            "local_dim": LOCAL_DIM,
-            "global_dim": GLOBAL_DIM,
-            "max_positions": math.prod(options.layout),
+        name = experiment.backbone if experiment.method == LISTWISE else experiment.method
+        of_a_reranker = {
+            "side": "reranker",
+            "gin": options.gin,
+            "set": options.set,
+            "widths": (GLOBAL_DIM, options.local_dim),
+            "whole": False,
+            "one_by_one": options.one_by_one,
         }
-        result = _cost({**spec, "side": "reranker", "model": model}, options)
+        result = _cost(name, {**spec, **of_a_reranker}, options)
     for name, value in result.items():
         print(f"{name:>24}  {value:,}" if isinstance(value, int) else f"{name:>24}  {value}")
     if options.json:
@@ -89,29 +98,17 @@ def _profile(options: argparse.Namespace) -> int:
     return 0
 
 
-def _in_turn(sides: list[Side], options: argparse.Namespace) -> None:
-    """Warm up, then let every side run a pass, again and again."""
-    for _ in track(range(options.warm_up), "warming up"):
-        for side in sides:
-            side.run()
-    for side in sides:
-        side.forget()
-    for _ in track(range(options.passes), "measuring"):
-        for side in sides:
-            side.run()
-
-
-def _cost(spec: dict, options: argparse.Namespace) -> dict:
+def _cost(name: str, spec: dict, options: argparse.Namespace) -> dict:
     """What the supplement's benchmark reports, for 100 re-ranked images."""
     with Side(**spec) as side:
-        _in_turn([side], options)
+        in_turn([side], options.warm_up, options.passes)
         found = side.close()
     images = options.batch * (options.layout[1] - 1)
     seconds = [s * 100 / images for s in side.seconds]
     return {
-        "case": f"{spec['backbone']} {spec['size']}, {math.prod(options.layout)} tokens",
+        "case": f"{name} {spec['size']}, {math.prod(options.layout)} tokens",
         "parameters": side.about["parameters"],
-        "gflops": round(found["flops"] * 100 / (options.layout[1] - 1) / 1e9, 2),
+        "gflops": round(found["flops"] * 100 / (options.layout[1] - 1) / 1e9, 2) if found["flops"] else None,
         "latency_s": round(median(seconds), 4),
         "latency_mean_s": round(mean(seconds), 4),
         "latency_deviation_s": round(stdev(seconds), 4) if len(seconds) > 1 else None,
@@ -135,7 +132,7 @@ def _against(spec: dict, options: argparse.Namespace) -> dict:
         )
         with ExitStack() as stack:
             sides = [stack.enter_context(Side(**each)) for each in specs]
-            _in_turn(sides, options)
+            in_turn(sides, options.warm_up, options.passes)
             ours_mb, peer_mb, *_ = (side.close()["mb"] for side in sides)
         ours_s, peer_s, same_s, limit_s = (median(side.seconds) for side in sides)
         difference = float(np.abs(np.load(outputs["ours"]) - np.load(outputs["peer"])).max())
@@ -180,7 +177,7 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
             for tokens in sorted(set(options.lengths)):
                 each = {**spec, "backbone": backbone, "settings": settings, "layout": layout(tokens)}
                 with Side(**each, side="encoder") as side:
-                    _in_turn([side], options)
+                    in_turn([side], options.warm_up, options.passes)
                     points.append((math.prod(layout(tokens)), median(side.seconds), side.close()["mb"]))
             lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
             result[way][backbone] = {

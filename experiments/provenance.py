@@ -15,12 +15,11 @@ PACKAGES = ("torch", "timm", "numba", "faiss-cpu", "pytorch-metric-learning")
 
 def provenance(seed: int, config: str) -> dict:
     """Seed, machine, memory, commit, configuration and versions."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seed": seed,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
-        "commit": _commit(),
+        "machine": machine(),
+        "commit": commit(),
         "config": config,
         "versions": {
             "python": platform.python_version(),
@@ -29,7 +28,13 @@ def provenance(seed: int, config: str) -> dict:
     }
 
 
-def _commit() -> str:
+def machine() -> str:
+    """Processor, threads and where tensors are."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
+
+
+def commit() -> str:
     """The checkout's commit, with a plus where files differ from it (results apart); "none" outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:

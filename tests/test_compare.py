@@ -1,6 +1,7 @@
 """One table from several runs: finished ones are not run again, a failing one is named."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from small import QUICK, write_glyphs
 
 from experiments import compare
+from experiments.configuration import same_run
+from experiments.experiment import prepare
 from locore.evaluation import interval
 from locore.report import comparison
 
@@ -48,6 +51,38 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     assert len(commands) == 5  # another configuration: both
     again = json.loads((tmp_path / "results" / "good-seed0.json").read_text())
     assert "Training.steps = 7" in again["config"]
+
+
+def test_a_table_for_each_benchmark_with_what_a_list_costs(arguments, tmp_path):
+    for name, queries in (("few", 9), ("many", 12)):
+        (tmp_path / f"{name}.gin").write_text(f"folder.max_queries = {queries}\n")
+    chamfer = tmp_path / "chamfer.gin"
+    chamfer.write_text("Experiment.method = 'chamfer'\nExperiment.ensemble = False\n")
+    on = ["--on", *(str(tmp_path / f"{name}.gin") for name in ("few", "many"))]
+    results = tmp_path / "results"
+    rows = [arguments[0], str(chamfer), *arguments[2:]]
+    assert compare.main([*rows, *on, "--costs", "--seeds", "0", "1"]) == 0
+    for name, queries in (("few", 9), ("many", 12)):
+        runs = sorted(path.stem for path in (results / name).glob("*-seed*.json"))
+        assert runs == ["chamfer-seed0", "good-seed0", "good-seed1"]  # what is not trained has no seed
+        assert json.loads((results / name / "good-seed1.json").read_text())["queries"] == queries
+        costs = json.loads((results / name / "costs.json").read_text())["rows"]
+        assert costs["good"]["ms"] > costs["chamfer"]["ms"] > 0
+        assert costs["good"]["gflops"] > 0 and costs["chamfer"]["gflops"] is None
+        described = json.loads((results / name / "chamfer-seed0.json").read_text())["config"]
+        assert "Extractor.grid = 2" in described and costs["chamfer"]["stored"] == costs["good"]["stored"]
+        assert f"{costs['good']['stored']:,}" in (results / name / "table.md").read_text()
+    assert (results / "pareto.png").stat().st_size > 1000
+
+
+def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default():
+    (_, config), (_, other) = (prepare(["gin/mamba.gin"], lines, seed=0) for lines in ([], ["Training.average = 0.5"]))
+    line = re.compile(r"^Training\.average = .*\n", re.MULTILINE)
+    assert len(line.findall(config)) == 1
+    older = line.sub("", config)
+    assert same_run(config, config) and same_run(config, older)
+    assert not same_run(other, older) and not same_run(older, config)
+    assert not same_run(config, older.replace("# seed 0", "# seed 1"))
 
 
 def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):

@@ -8,8 +8,10 @@ import torch
 
 from backbones import ListLayout, create
 from experiments import peers
-from experiments.measure import Side, flops
+from experiments.measure import Side, flops, reads_locals
 from experiments.profile import _exponent, main
+from locore.reranking import Shortlist
+from locore.reranking.reranker import rerankers
 
 SMALL = ["--passes", "1", "--warm-up", "1", "--json"]
 
@@ -67,6 +69,22 @@ def test_a_comparison_says_all_that_it_measured(capsys):
     assert set(keys) <= set(result)
 
 
+@pytest.mark.parametrize("name", ["chamfer", "superglobal", "ames"])
+def test_every_re_ranker_has_its_costs(capsys, name):
+    layout = ["--layout", "11x5", "--local-dim", "16", "--one-by-one"]
+    assert main(["--gin", f"gin/peers/{name}.gin", *layout, *SMALL]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["case"].startswith(name) and result["latency_s"] > 0
+    assert (result["parameters"] > 0) == (result["gflops"] is not None) == (name == "ames")
+
+
+def test_what_reads_local_descriptors_is_found_out():
+    torch.manual_seed(0)
+    shortlist = Shortlist.random(2, 6, 9, 16, 24)
+    reads = {name: reads_locals(rerankers.create(name), shortlist) for name in ("chamfer", "geometric", "superglobal")}
+    assert reads == {"chamfer": True, "geometric": True, "superglobal": False}
+
+
 @pytest.mark.slow
 def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
     gin, picture = ["--gin", "gin/mamba.gin", "--set", "query_attention.depth = 1"], tmp_path / "lengths.png"
@@ -116,6 +134,7 @@ def test_arguments_that_are_no_numbers_are_said(capsys, arguments, words):
         (["--lengths", "300", "600", "--picture", "/none/lengths.png"], "give another --picture"),
         (["--lengths", "300", "600", "--backbones", "manba"], "did you mean 'mamba'"),
         (["--backward"], "--backward goes with"),
+        (["--gin", "gin/peers/ames.gin", "--against", "transformers"], "'ames' has none"),
         (["--backbones", "mamba"], "--backbones goes with"),
     ],
 )

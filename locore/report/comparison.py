@@ -7,11 +7,14 @@ import io
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
 from locore.evaluation import interval
 from locore.report.pictures import plt, save
+
+Costs = dict[str, dict[str, Any]]  # row -> ms and MB of a list, GFLOPs or None, bytes stored of an image
 
 
 def protocols(finished: dict[str, list[dict]]) -> list[str]:
@@ -25,8 +28,14 @@ def columns(finished: dict[str, list[dict]], protocol: str) -> list[str]:
     return next(iter(finished.values()))[0]["protocols"][protocol]["shown"]
 
 
-def rows(finished: dict[str, list[dict]], failed: dict[str, str], protocol: str) -> list[dict[str, str]]:
-    """The table of a protocol as text: global, each backbone, the oracle; failed runs last."""
+def rows(
+    finished: dict[str, list[dict]], failed: dict[str, str], protocol: str, costs: Costs | None = None
+) -> list[dict[str, str]]:
+    """The table of a protocol as text: global, each row, the oracle; failed runs last.
+
+    Args:
+        costs: of each row, where they were measured side by side.
+    """
 
     def spread(values: list[float], digits: int = 1) -> str:
         deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -49,8 +58,14 @@ def rows(finished: dict[str, list[dict]], failed: dict[str, str], protocol: str)
             row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in found])
         if all("training" in r["seconds"] for r in runs):
             row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
-        row["ms a list"] = spread([r["latency_ms"] for r in runs])
-        row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
+        if costs:
+            cost = costs[name]
+            row["GFLOPs a list"] = f"{cost['gflops']:.1f}" if cost["gflops"] else ""
+            row["ms a list"], row["MB"] = f"{cost['ms']:.1f}", f"{cost['mb']}"
+            row["bytes an image"] = f"{cost['stored']:,}"
+        else:
+            row["ms a list"] = spread([r["latency_ms"] for r in runs])
+            row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
@@ -92,14 +107,20 @@ def _escaped(text: str) -> str:
     return text.replace("±", r"$\pm$")
 
 
-def made(finished: dict[str, list[dict]], command: str) -> str:
+def made(finished: dict[str, list[dict]], command: str, costs: Costs | None = None) -> str:
     """What was measured, and how the tables were made."""
+    told = (
+        "Time and memory of one list of random descriptors, all rows in turn on one machine; bytes an image as AMES's "
+        "files have them, of what a row reads."
+        if costs
+        else "Re-ranking in batches; memory of the whole process."
+    )
     one = next(iter(finished.values()))[0]
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
     return (
         f"Re-ranked: the first {one['candidates']} candidates of each query of `{one['benchmark']}`, {asked}; mean ± "
         "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist. "
-        "Training with its validations; re-ranking in batches; memory of the whole process.\n\n"
+        f"Training with its validations. {told}\n\n"
         f"Command: `{command}`. Machine: {one['machine']}. "
         f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"
     )
@@ -174,4 +195,48 @@ def picture(path: Path, finished: dict[str, list[dict]]) -> None:
         if axis is not axes[0]:
             axis.set_yticklabels([])
     axes[-1].legend(loc="lower right")
+    save(figure, path)
+
+
+def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]]) -> None:
+    """A panel a benchmark: what decides in its first protocol against the time of a list, with the Pareto front.
+
+    Args:
+        measured: of each benchmark the metrics of its rows and their costs.
+    """
+    figure, axes = plt.subplots(
+        1, len(measured), squeeze=False, figsize=(5.5 * len(measured), 4.6), layout="constrained"
+    )
+    for axis, (benchmark, (finished, costs)) in zip(axes[0], measured.items(), strict=True):
+        protocol = protocols(finished)[0]
+        metric = columns(finished, protocol)[-1]
+        points = sorted(
+            (costs[name]["ms"], mean(run["protocols"][protocol]["reranked"][metric] for run in runs), name)
+            for name, runs in finished.items()
+        )
+        front: list[tuple[float, float, str]] = []
+        for point in points:
+            if not front or point[1] > front[-1][1]:
+                front.append(point)
+        axis.step(*zip(*[p[:2] for p in front], strict=True), where="post", color="#fdae6b", zorder=1)
+        for ms, quality, name in points:
+            learned = finished[name][0]["parameters"] > 0
+            axis.plot(ms, quality, "o" if learned else "s", color="#08519c" if learned else "0.45", markersize=6)
+            axis.annotate(
+                name,
+                (ms, quality),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=8,
+                fontweight="bold" if (ms, quality, name) in front else "normal",
+                parse_math=False,
+            )
+        one = next(iter(finished.values()))[0]["protocols"][protocol]
+        axis.axhline(one["global"][metric], linestyle="--", color="0.3", linewidth=1, label="global, not re-ranked")
+        for marker, color, label in (("o", "#08519c", "learned"), ("s", "0.45", "not trained")):
+            axis.plot([], [], marker, color=color, label=label)
+        axis.set(xscale="log", xlabel="ms a list", ylabel=f"{metric}, %", title=f"{benchmark}, {protocol}")
+        axis.margins(x=0.2)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
     save(figure, path)
