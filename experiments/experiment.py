@@ -27,7 +27,7 @@ from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files, processes
 from locore.datasets import Benchmark, ImageSet
-from locore.descriptors import Descriptors, Extractor
+from locore.descriptors import Descriptors, Extractor, ames
 from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
 from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
@@ -38,6 +38,7 @@ from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import rerankers
+from locore.retrieval import Neighbours, search
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
 LISTWISE = "listwise"
 RANKINGS = "rankings.npz"
+NEIGHBOURS = "nn_reranked.pkl"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -73,6 +75,9 @@ class Experiment:
         language_model: a folder with Longformer's or RoBERTa's weights to start from, see `locore.language_model`.
         embedder: a run folder of `experiments.embed`, whose networks take the place of the extractor's.
         embedder_rate: learning rate of the vision model over the re-ranker's, 0 = it stays as it is.
+        neighbours: how many of each query's are left in `nn_reranked.pkl`, the candidates as they were re-ranked and
+            others behind them, each with its similarity in the search; what is junk stands among them. Another
+            experiment reads them as `Files.shortlists`. 0 = no file.
         trec: also leave rankings and right answers as TREC has them, in the folder `trec`.
         evaluated_in: precision of the trained model in evaluation, "float32" or "bfloat16".
     """
@@ -98,6 +103,7 @@ class Experiment:
     language_model: str | None = None
     embedder: str | None = None
     embedder_rate: float = 0.0
+    neighbours: int = 0
     trec: bool = False
     evaluated_in: str = "float32"
     data: Data = field(default_factory=Data)
@@ -114,6 +120,11 @@ class Experiment:
             )
         if self.candidates < 2:
             raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
+        if self.neighbours and self.neighbours < self.candidates:
+            raise ValueError(
+                f"Experiment.neighbours = {self.neighbours} are fewer than the {self.candidates} candidates; give as "
+                "many or more."
+            )
         self._before = [self._stage(stage) for stage in self.before]
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
@@ -297,6 +308,10 @@ class Experiment:
                     orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
             tables = {p: summary(searched, orders[p], self.depth) for p, searched in searches.items()}
             first = next(iter(searches))
+            if self.neighbours:
+                found = self._neighbours(benchmark, next(iter(searches.values())), whole)
+                if processes.first():
+                    ames.write_neighbours(folder / NEIGHBOURS, found)
             if processes.first():
                 for protocol, searched in searches.items() if self.trec else ():
                     methods = {"global": None, **orders[protocol]}
@@ -354,6 +369,18 @@ class Experiment:
 
     def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
         return rerank_protocols(searches, self.depth, lambda s: self.rerank(s, reranker, self.depth))
+
+    def _neighbours(self, benchmark: Benchmark, searched: Search, reranker: Reranker) -> Neighbours:
+        """Of all queries, as if nothing were known of what is right: re-ranked candidates, and others behind them."""
+        rows, own = np.arange(len(searched.queries)), benchmark.self_index
+        listed = self.files.known(benchmark) if self.files else None
+        if listed is None:
+            queries, gallery = searched.queries.globals_, searched.gallery.globals_
+            most = min(self.neighbours, len(gallery) - (own is not None))
+            listed = search(queries[rows], gallery, most, own)
+        listed = listed.first(self.neighbours)
+        reranked = self.rerank(replace(searched, rows=rows, neighbours=listed), reranker, self.depth)
+        return listed.reordered(reranked.order.numpy())
 
     @cached_property
     def device(self) -> torch.device:

@@ -33,6 +33,12 @@ class Neighbours:
         """The head of every list."""
         return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.behind[:, :depth])
 
+    def reordered(self, order: np.ndarray) -> Neighbours:
+        """The same lists, their first K places put in `order` (Q, K)."""
+        heads = (np.take_along_axis(x, order, axis=1) for x in (self.indices, self.similarities, self.behind))
+        tails = (x[:, order.shape[1] :] for x in (self.indices, self.similarities, self.behind))
+        return Neighbours(*(np.concatenate(parts, axis=1) for parts in zip(heads, tails, strict=True)))
+
 
 class Table(Protocol):
     """Rows (N, D) that are read some at a time: an array, or what reads one from disk."""

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from locore.descriptors.ames import Locals, Stored
 from locore.evaluation import Revisited, Search, rerank_protocols
 from locore.evaluation.metrics import relevance
 from locore.reranking import Ensemble, Ranking, Shortlist, Windows
+from locore.reranking.reranker import rerankers
 from locore.retrieval import search
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -156,6 +158,41 @@ def test_shortlists_of_other_descriptors_are_read(folder, tmp_path, capsys):
     (tmp_path / "nn_short.pkl").write_bytes(pickle.dumps(table[:, :, :20]))
     assert run(folder, tmp_path / "short", f"Files.shortlists = '{tmp_path / 'nn_short.pkl'}'") == 2
     assert "have 20 candidates where 30" in capsys.readouterr().err
+
+
+def test_re_ranked_lists_are_the_shortlists_of_another_run(folder, tmp_path, capsys):
+    first = ["Experiment.method = 'superglobal'", "Experiment.reranker = None", "Experiment.window = None"]
+    lines = [*first, "Experiment.ensemble = False", "Experiment.neighbours = 100"]
+    assert run(folder, tmp_path / "first", *lines) == 0
+    images = len(benchmarks.create("roxford5k", root=str(TRUTH)).gallery)
+    queries, gallery = (
+        torch.from_numpy(ames.read_globals(folder / f"{n}_global", k)) for n, k in (("query", 70), ("gallery", images))
+    )
+    nearest = (queries @ gallery.T).argsort(dim=1, descending=True)[:, :100]
+    lists = Shortlist.random(70, 30, 1, 2, GLOBAL)
+    listed = gallery[nearest[:, :30]]
+    lists = replace(
+        lists,
+        query=replace(lists.query, global_=queries),
+        candidates=replace(lists.candidates, global_=listed),
+    )
+    order = rerankers.create("superglobal").rerank(lists).order
+    wanted = torch.cat([nearest[:, :30].gather(1, order), nearest[:, 30:]], dim=1)
+    path = tmp_path / "first" / "nn_reranked.pkl"
+    found = ames.read_neighbours(path, 70, images)
+    np.testing.assert_array_equal(found.indices, wanted)
+    np.testing.assert_allclose(found.similarities, (queries @ gallery.T).gather(1, wanted), atol=1e-6)
+    more = [f"Files.shortlists = '{path}'"]
+    assert run(folder, tmp_path / "second", *more) == 0
+    # The second starts from what the first ended with, wherever nothing on the list is junk.
+    behind = benchmarks.create("roxford5k", root=str(TRUTH)).protocols["medium"].behind
+    with np.load(tmp_path / "second" / "rankings.npz") as lists_:
+        rows, began = lists_["medium/rows"], lists_["medium/indices"]
+    clean = np.array([not np.isin(wanted[row], behind[row]).any() for row in rows])
+    assert clean.sum() > 10
+    np.testing.assert_array_equal(began[clean], wanted[rows[clean], :30])
+    assert run(folder, tmp_path / "less", *lines, "Experiment.neighbours = 20") == 2
+    assert "fewer than the 30 candidates" in capsys.readouterr().err
 
 
 def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path):

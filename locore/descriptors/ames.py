@@ -5,6 +5,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -252,6 +253,13 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         if twice.any():
             raise ValueError(f"'{path}' names an image twice for query {start + np.flatnonzero(twice)[0]}.")
     return Neighbours(indices, table[0].astype(np.float32), np.zeros(indices.shape, dtype=bool))
+
+
+def write_neighbours(path: Path, neighbours: Neighbours) -> None:
+    """Write lists as `read_neighbours` reads them, atomically."""
+    table = np.stack([neighbours.similarities, neighbours.indices]).astype(np.float64)
+    with atomic(path) as temporary:
+        temporary.write_bytes(pickle.dumps(table, protocol=4))
 
 
 def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
