@@ -24,7 +24,7 @@ from backbones.settings import check_types
 from locore import processes
 from locore.datasets.benchmark import ImageSet, Subset
 from locore.datasets.images import on_white
-from locore.descriptors import store
+from locore.descriptors import sift, store
 from locore.descriptors.detector import class_attention, trained_detector
 from locore.descriptors.embedder import BUNDLED, Embedder, any_size, is_trained, weights_file
 from locore.descriptors.fold import fold_batch_norms
@@ -54,6 +54,7 @@ class Extractor:
         local_stage: which feature map locals are read from, an index into timm's intermediates; None = the last map.
         scales: images are also described at these times image_size; globals are averaged, locals compete.
         locals_: "grid": the map's cells, averaged to `grid` × `grid`. "top": the `top` cells with the largest weight.
+            "sift": the `top` keypoints with the strongest response of SIFT, whatever the model and `local_stage` are.
         detector: what weighs a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
             embedder that pools by attention, as `experiments.embed --gin gin/embed/detector.gin` leaves it.
         batch: images a forward pass, where they are of one size.
@@ -75,7 +76,10 @@ class Extractor:
     def __post_init__(self):
         check_types(self)
         object.__setattr__(self, "scales", tuple(self.scales))  # gin may have written a list
-        for option, value, known in (("pooling", self.pooling, UNTRAINED), ("locals_", self.locals_, ("grid", "top"))):
+        for option, value, known in (
+            ("pooling", self.pooling, UNTRAINED),
+            ("locals_", self.locals_, ("grid", "top", "sift")),
+        ):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
         for option in ("batch", "top", "grid", "image_size"):
@@ -85,7 +89,7 @@ class Extractor:
             raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
         if self.locals_ == "grid" and len(self.scales) > 1:
             raise ValueError("Extractor.scales are several, and a grid is of one; set Extractor.locals_ = 'top'.")
-        if self.locals_ == "grid" and self.detector != "norm":
+        if self.locals_ != "top" and self.detector != "norm":
             raise ValueError("Extractor.detector chooses cells, so set Extractor.locals_ = 'top'.")
         if (len(self.scales) > 1 or self.proportions) and not any_size(self.model):
             raise ValueError(
@@ -107,6 +111,8 @@ class Extractor:
         """Width of a global and of a local descriptor."""
         with torch.inference_mode():
             globals_, features = self.tables(self._embedder, [Image.new("RGB", (8, 8))])
+        if self.locals_ == "sift":  # one colour has no keypoints
+            return globals_.shape[1], sift.WIDTH
         count = int((features[0, :, MISSING] == 0).sum())
         if count < self.locals_per_image:
             raise ValueError(f"Extractor.top = {self.top}, but a square image has {count} cells; raise image_size.")
@@ -165,16 +171,23 @@ class Extractor:
         return globals_, features
 
     def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[list[Tensor]]:
-        """Of images that are described together, for each scale (N, 3, H, W)."""
+        """Of images that are described together, for each scale (N, 3, H, W); then what SIFT finds, if asked."""
         together = [[image] for image in images] if self.proportions else [images]
-        return [[embedder.input(some, scale, self.proportions) for scale in self.scales] for some in together]
+        inputs = [[embedder.input(some, scale, self.proportions) for scale in self.scales] for some in together]
+        if self.locals_ == "sift":
+            for each, some in zip(inputs, together, strict=True):
+                each.append(sift.features(some, self.top))
+        return inputs
 
     def _table(self, embedder: Embedder, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         device = next(embedder.parameters()).device
         inputs = [each.to(device) for each in inputs]
-        found = [self._at_scale(embedder, each, number) for number, each in enumerate(inputs)]
+        scaled = inputs[: len(self.scales)]
+        found = [self._at_scale(embedder, each, number) for number, each in enumerate(scaled)]
         globals_, cells = zip(*found, strict=True)
-        together = globals_[0] if len(inputs) == 1 else F.normalize(torch.stack(globals_).mean(0), dim=-1)
+        together = globals_[0] if len(scaled) == 1 else F.normalize(torch.stack(globals_).mean(0), dim=-1)
+        if self.locals_ == "sift":
+            return together, inputs[-1]
         features = torch.cat(cells, dim=1)
         if self.locals_ == "top":
             missing = self.top - features.shape[1]
@@ -252,6 +265,8 @@ class Extractor:
     def fingerprint(self) -> str:
         """Changes with the settings that change a number, and with the weights."""
         settings = {name: value for name, value in asdict(self).items() if name not in ("batch", "weights")}
+        if self.locals_ == "sift":
+            settings["opencv"] = sift.version()
         if self.detector not in ("norm", "class"):
             settings["detector"] = _hash(Path(self.detector).expanduser())
         file = weights_file(self.model, self.weights)
