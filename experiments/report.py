@@ -2,7 +2,7 @@
 
 Reads finished runs of experiments.run and leaves one HTML file that opens from disk, without a network: a table that
 sorts, quality against cost, recall curves, a query's metric under one run against another's, and every query with its
-list before and after.
+list before and after; of some queries of a list-wise run also which tokens moved a candidate's score.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from experiments.command import guarded, page_path
 
 if TYPE_CHECKING:
     from locore.datasets import Benchmark
+    from locore.report.influences import Shown
+    from locore.report.page import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of experiments.run")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument(
+        "--influences",
+        type=int,
+        default=20,
+        help="queries of each list-wise run, those that gain most, of which it is shown what moved their scores",
+    )
     parser.add_argument("--queries", type=int, default=1000, help="shown of each protocol at most, drawn with seed 0")
     options = parser.parse_args(arguments)
     return guarded(lambda: _report(options))
@@ -39,8 +48,8 @@ def _report(options: argparse.Namespace) -> int:
     from locore.report.page import Run, page
 
     path = page_path(options.out, "--out")
-    if options.queries < 1:
-        raise ValueError("--queries is 1 or more.")
+    if options.queries < 1 or options.influences < 0:
+        raise ValueError("--queries is 1 or more, --influences 0 or more.")
     folders = [folder.resolve() for folder in options.runs]
     if len({folder.name for folder in folders}) < len(folders):
         raise ValueError("Two run folders have the same name, and runs are named by it; rename one.")
@@ -57,6 +66,8 @@ def _report(options: argparse.Namespace) -> int:
             benchmarks[key] = data.load()
         if run.metrics.get("images") not in (None, benchmarks[key].fingerprint):
             raise ValueError(f"The images of '{folder}' have changed since; run it again.")
+        if options.influences:
+            run = replace(run, influences=_influences(folder, run, benchmarks[key], options.influences))
         runs.setdefault(key, []).append(run)
     try:
         text = page([(benchmarks[key], found) for key, found in runs.items()], options.queries)
@@ -65,6 +76,36 @@ def _report(options: argparse.Namespace) -> int:
     write_text(path, text)
     print(f"{path} shows {len(options.runs)} runs.")
     return 0
+
+
+def _influences(folder: Path, run: Run, benchmark: Benchmark, count: int) -> dict[int, list[Shown]]:
+    """What moved the scores of the queries that gain most in the first protocol; nothing where it cannot be said."""
+    import numpy as np
+    import torch
+
+    from experiments.experiment import LISTWISE, prepare
+    from locore import checkpoints
+    from locore.report.influences import influences
+    from locore.report.page import SHOWN
+    from locore.reranking.listwise import WEIGHTS, ListwiseReranker
+
+    experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.reranker = None"], 0)
+    if experiment.method != LISTWISE or not (folder / WEIGHTS).exists():
+        return {}
+    if experiment.files or experiment.embedder_rate:  # whose descriptors are not at hand
+        return {}
+    model = checkpoints.load(folder).to(experiment.device)
+    assert isinstance(model, ListwiseReranker)
+    protocol = next(iter(run.metrics["protocols"]))
+    main = run.metrics["protocols"][protocol]["shown"][-1]
+    rows = [row for row in run.queries if row["protocol"] == protocol]
+    gains = np.array([float(row[f"reranked {main}"]) - float(row[f"global {main}"]) for row in rows])
+    chosen = np.argsort(-gains, kind="stable")[:count].tolist()
+    queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+    searched = experiment.searches(benchmark, queries, gallery)[protocol]
+    order = torch.from_numpy(run.of(protocol)["order"].astype(np.int64))
+    reads = experiment.pass_size, experiment.device, experiment.at_once
+    return influences(model, searched, order, chosen, SHOWN, *reads)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from small import QUICK, write_glyphs
 
+import locore
 from experiments import report
+from experiments.experiment import prepare
 from experiments.run import main
+from locore.reranking import Shortlist
+from locore.reranking.influence import influence
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = ("chamfer", "superglobal")
+RUNS = (*METHODS, "listwise")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,10 @@ def folder(tmp_path_factory):
         lines = [line for line in [*QUICK, f"folder.path = '{root}'"] if "query_attention" not in line]
         arguments = [part for line in lines for part in ("--set", line)]
         assert main(["--gin", f"gin/peers/{method}.gin", *arguments, "--out", str(folder / method)]) == 0
-    assert report.main([*(str(folder / m) for m in METHODS), "--out", str(folder / "report.html")]) == 0
+    lines = [*QUICK, f"folder.path = '{root}'"]
+    arguments = [part for line in lines for part in ("--set", line)]
+    assert main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(folder / "listwise")]) == 0
+    assert report.main([*(str(folder / m) for m in RUNS), "--out", str(folder / "report.html")]) == 0
     return folder
 
 
@@ -57,7 +66,7 @@ def measured(folder, method):
 
 
 def test_the_table_sorts(folder, opened):
-    values = {method: measured(folder, method)["reranked"]["mAP@R"] for method in METHODS}
+    values = {method: measured(folder, method)["reranked"]["mAP@R"] for method in RUNS}
     assert values["chamfer"] != values["superglobal"]
     header = opened.get_by_role("button", name="mAP@R")
 
@@ -160,3 +169,41 @@ def test_odd_names_are_shown_and_changed_images_are_said(browser, tmp_path, caps
     capsys.readouterr()
     assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 2
     assert "have changed since" in capsys.readouterr().err
+
+
+def test_what_moved_a_score_is_shown(folder, opened):
+    listwise = str(RUNS.index("listwise"))
+    opened.locator("#run").select_option(listwise)
+    first = opened.locator("article.query").first  # of those that gain most
+    first.locator(".list").nth(1).locator(".hit").nth(1).click()
+    name = first.locator(".asked").inner_text().split(",")[0]
+    moved = opened.evaluate(
+        "([name, run]) => { const p = benchmark.protocols[protocol];"
+        " return p.queries.find((q) => q.name === name).influences[run][1]; }",
+        [name, int(listwise)],
+    )
+    with open(folder / "listwise" / "queries.csv") as file:
+        row = [line.split(",")[1] for line in file][1:].index(name)
+    experiment, _ = prepare([str(folder / "listwise" / "config.gin")], [], 0)
+    benchmark = experiment.data.load()
+    queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+    with np.load(folder / "listwise" / "rankings.npz") as lists:
+        found = {key.split("/")[1]: lists[key] for key in lists.files}
+    listed = found["indices"][row][found["order"][row].astype(int)]
+    lists = Shortlist.gather(
+        queries, torch.tensor([found["rows"][row]]), gallery, torch.from_numpy(listed)[None].long()
+    )
+    values = influence(locore.load(folder / "listwise"), lists, 1)[0]
+    own = torch.cat([values[0, 1:-1], values[2, 1:-1]])
+    wanted = (100 * own / own.abs().max()).round().tolist()
+    assert [cell[2] for which in ("query", "candidate") for cell in moved[which]] == pytest.approx(wanted, abs=1)
+    sums = values.sum(1)
+    assert [image[0] for image in moved["images"][:2]] == [0, 2]
+    assert moved["images"][1][1] == pytest.approx(float(100 * sums[2] / sums.abs().max()), abs=1)
+    dialog = opened.get_by_role("dialog")
+    assert dialog.locator(".seen i").count() == len(own) == 8
+    assert dialog.locator(".bars b").count() == len(moved["images"]) == 6
+    opened.keyboard.press("Escape")
+    opened.locator("#run").select_option("0")
+    opened.locator("article.query").first.locator(".list").nth(1).locator(".hit").first.click()
+    assert dialog.locator(".seen i").count() == 0 and not opened.locator("#moved").is_visible()

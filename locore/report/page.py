@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from locore.datasets import Benchmark, ImageSet
 from locore.evaluation import interval
 from locore.progress import track
+from locore.report.influences import Shown
 
 SHOWN = 10  # places of a list
 SIDE, QUALITY = 96, 70  # of a picture, pixels and WebP's
@@ -29,12 +30,14 @@ class Run:
 
     Attributes:
         metrics: of its metrics.json. queries: rows of its queries.csv. lists: of its rankings.
+        influences: of some rows of the first protocol, what moved the first scores, see `influences`.
     """
 
     name: str
     metrics: dict[str, Any]
     queries: list[dict[str, str]]
     lists: dict[str, np.ndarray]
+    influences: dict[int, list[Shown]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, lists: Path) -> Run:
@@ -150,11 +153,19 @@ def _protocol(
                 "after": [round(100 * float(each[row]), 2) for each in after],
                 "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures, hard),
                 "lists": [_places(each, row, each["order"][row], pictures, hard) for each in lists],
+                **_influences(protocol, int(row), runs),
             }
             for row in chosen
         ],
         "asked": count,
     }
+
+
+def _influences(protocol: str, row: int, runs: list[Run]) -> dict[str, Any]:
+    """What moved the scores of a query's list under each run; nothing where no run says so."""
+    if protocol != next(iter(runs[0].metrics["protocols"])) or not any(row in run.influences for run in runs):
+        return {}
+    return {"influences": [run.influences.get(row) for run in runs]}
 
 
 def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float]:
