@@ -5,7 +5,7 @@ Reads finished runs of experiments.run and leaves a table (Markdown), its number
 - order: the same list re-ranked in random orders. Of each candidate the standard deviation of its score over orders, of
   each query that of its metric; 0 where the order does not matter.
 - transitivity, on `posters`: what a view that shares nothing with the query owes to another view that links both; 0 for
-  a pair-wise re-ranker. See locore/evaluation/transitivity.py.
+  a pair-wise re-ranker. See locore/evaluation/transitivity.py; some of them are shown in links.png.
 
 The model alone is probed, in one pass: no windows, no cascade.
 """
@@ -22,6 +22,11 @@ from experiments.command import guarded
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
+    from locore.datasets import Benchmark
+    from locore.evaluation.transitivity import Probed, ProbeLists
+    from locore.report.probes import Link
+
+PICTURED = 4  # triples of links.png
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +69,9 @@ def _probe(options: argparse.Namespace) -> int:
         for what in ("data", "pass_size", "extractor", "embedder"):
             if getattr(experiment, what) != getattr(first[1], what):
                 raise ValueError(f"'{first[0]}' and '{run}' differ in {what}; rows of one table are of the same lists.")
-    found = {run.name: _one(run, experiment, options) for run, experiment in experiments.items()}
+    found, probed = {}, {}
+    for run, experiment in experiments.items():
+        found[run.name], lists, probed[run.name] = _one(run, experiment, options)
     command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
     made = provenance(0, f"# {command}\n")
     table = probes.markdown(found)
@@ -74,12 +81,17 @@ def _probe(options: argparse.Namespace) -> int:
     )
     files.write_json(options.out / "probe.json", {"runs": found, **made})
     probes.picture(options.out / "probe.png", found)
+    if lists is not None:  # the same under every run
+        benchmark = first[1].data.load()
+        probes.links(options.out / "links.png", _links(benchmark, lists, probed))
     print(table)
     return 0
 
 
-def _one(run: Path, experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    """The probes of one run: means and 95 % intervals."""
+def _one(
+    run: Path, experiment: Experiment, options: argparse.Namespace
+) -> tuple[dict[str, Any], ProbeLists | None, Probed | None]:
+    """The probes of one run: means and 95 % intervals, and on `posters` what was probed and each of its triples."""
     import numpy as np
 
     from locore import checkpoints
@@ -100,13 +112,37 @@ def _one(run: Path, experiment: Experiment, options: argparse.Namespace) -> dict
         f"order: {metric}": _mean(100 * spread.metric, groups),
         f"shuffled - searched: {metric}": _mean(100 * (spread.shuffled - spread.searched), groups),
     }
+    lists, probed = None, None
     if isinstance(benchmark.gallery, Posters) and isinstance(benchmark.queries, Posters):
         chosen = triples(benchmark.queries, benchmark.gallery)
         lists = probe_lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
         probed = probe(model, lists, queries, gallery, *shared)
         measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
         found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
-    return found
+    return found, lists, probed
+
+
+def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | None]) -> list[Link]:
+    """Some of the triples, drawn with seed 0, with what became of the hard view under each run."""
+    import numpy as np
+
+    from locore.report.probes import Link
+
+    shown = []
+    for number in np.random.default_rng(0).permutation(len(lists))[:PICTURED]:
+        easy, hard = lists.candidates[number, :2].tolist()
+        mask = lists.shared[number]
+        said = [
+            f"{name}: score {-each.gain[number]:+.2f} deviations of the list\n"
+            f"    place {each.place[number]:.0f} → {each.place[number] + each.places[number]:.0f}; "
+            f"as much replaced elsewhere: {-each.elsewhere[number]:+.2f}"
+            for name, each in probed.items()
+            if each
+        ]
+        query = benchmark.queries.image(int(lists.query[number]))
+        views = (benchmark.gallery.image(image) for image in (easy, hard))
+        shown.append(Link(query, *views, lists.places[number][mask].numpy(), len(mask) ** -0.5, said))
+    return shown
 
 
 def _mean(values, groups) -> dict[str, float]:

@@ -82,6 +82,7 @@ def test_a_transitive_re_ranker_gains_and_a_pair_wise_one_does_not(world):
     assert not alone.gain.any() and not alone.elsewhere.any() and not alone.places.any()
     over = probe(OverAnother(), lists, asked, listed, CPU, 8)
     assert over.gain.mean() > 0.3 and (over.gain >= -1e-6).all() and over.places.max() > 0
+    assert (over.place >= 1).all() and (over.place + over.places <= lists.candidates.shape[1] - 1).all()
     torch.manual_seed(0)
     model = ListwiseReranker("pairwise", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
     listwise = ListwiseReranker("transformer", 80, 80, size="mini", settings={"width": 32, "depth": 2, "heads": 2})
@@ -158,6 +159,7 @@ def test_the_command_probes_runs(tmp_path, capsys):
     found = json.loads((tmp_path / "probe.json").read_text())["runs"]["alone"]
     assert abs(found["transitivity gain"]["mean"]) < 1e-4  # a candidate never meets another there
     assert found["order: mAP"]["low"] <= found["order: mAP"]["mean"] <= found["order: mAP"]["high"]
+    assert (tmp_path / "links.png").stat().st_size > 10_000
     assert "| alone |" in (tmp_path / "probe.md").read_text() and (tmp_path / "probe.png").stat().st_size > 1000
     run("peers/chamfer", tmp_path / "chamfer")
     capsys.readouterr()

@@ -42,12 +42,13 @@ class Probed:
     Attributes:
         gain: fall of its score when what the easy view shares with it is replaced: what it owes to the link.
         elsewhere: fall when as much else of the easy view is, which may be what the query sees of it.
-        places: how many places it falls by the first, the easy view not counted.
+        place: its place before, the easy view not counted. places: how many it falls by the first.
         walls: of the triples, to resample by.
     """
 
     gain: np.ndarray
     elsewhere: np.ndarray
+    place: np.ndarray
     places: np.ndarray
     walls: np.ndarray
 
@@ -74,6 +75,7 @@ class ProbeLists:
 
     Attributes:
         query: (N,) rows of the queries. candidates: (N, K) of the gallery. walls: (N,) of the queries.
+        places: (N, L, 2) positions of the easy view's descriptors.
         shared, elsewhere: (N, L) bool, as many descriptors of the easy view in what it shares with the hard one and in
             the rest of it.
     """
@@ -81,6 +83,7 @@ class ProbeLists:
     query: Tensor
     candidates: Tensor
     walls: np.ndarray
+    places: Tensor
     shared: Tensor
     elsewhere: Tensor
 
@@ -121,8 +124,9 @@ def probe_lists(
             "No easy view has descriptors both where it is linked and elsewhere, so nothing can be probed."
         )
     shared, elsewhere = torch.from_numpy(np.array(masks)).unbind(1)
-    query = torch.tensor(rows)
-    return ProbeLists(query, torch.tensor(named), queries.walls[query.numpy()], shared, elsewhere)
+    query, views = torch.tensor(rows), torch.tensor(named)
+    places = listed.position[views[:, EASY_PLACE]].float()
+    return ProbeLists(query, views, queries.walls[query.numpy()], places, shared, elsewhere)
 
 
 def probe(
@@ -144,8 +148,8 @@ def probe(
         order = whole.similarities.argsort(dim=1, descending=True)  # as it would come from a search
         cases = [whole] + [_replaced(whole, m[part].to(device), wrong[part]) for m in (lists.shared, lists.elsewhere)]
         falls.append(_falls(*(_scores(reranker, case, order) for case in cases)))
-    gain, elsewhere, places = (torch.cat(each).numpy() for each in zip(*falls, strict=True))
-    return Probed(gain, elsewhere, places, lists.walls)
+    gain, elsewhere, place, places = (torch.cat(each).numpy() for each in zip(*falls, strict=True))
+    return Probed(gain, elsewhere, place, places, lists.walls)
 
 
 def _some(places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -171,9 +175,9 @@ def _replaced(shortlist: Shortlist, masks: Tensor, wrong: Tensor) -> Shortlist:
     return replace(shortlist, candidates=replace(shortlist.candidates, local=local))
 
 
-def _falls(whole: Tensor, linkless: Tensor, damaged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From scores (B, K): the hard view's falls in standard deviations, and places that it falls by the first."""
+def _falls(whole: Tensor, linkless: Tensor, damaged: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From scores (B, K): the hard view's falls in standard deviations, its place, and places that it falls first."""
     spread = whole.std(dim=1).clamp(min=1e-12)
     falls = [(whole[:, HARD_PLACE] - scores[:, HARD_PLACE]) / spread for scores in (linkless, damaged)]
     places = [(s[:, HARD_PLACE + 1 :] > s[:, HARD_PLACE, None]).sum(dim=1).float() for s in (linkless, whole)]
-    return falls[0], falls[1], places[0] - places[1]
+    return falls[0], falls[1], 1 + places[1], places[0] - places[1]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from locore.report.pictures import plt, save
+import numpy as np
+from PIL import Image
+
+from locore.report.pictures import RED, plt, save
 
 Found = dict[str, dict[str, dict[str, float]]]  # run -> measure -> mean, low and high
 
@@ -41,4 +45,49 @@ def picture(path: Path, found: Found) -> None:
         axis.set_yticklabels(runs, parse_math=False)
         axis.grid(alpha=0.3)
     axes[0, 0].invert_yaxis()
+    save(figure, path)
+
+
+@dataclass(frozen=True)
+class Link:
+    """Views that the transitivity probe is about.
+
+    Attributes:
+        query, easy, hard: the views. replaced: (M, 2) positions in the easy one, x and y in [0, 1]. side: of a cell.
+        said: what each run made of it.
+    """
+
+    query: Image.Image
+    easy: Image.Image
+    hard: Image.Image
+    replaced: np.ndarray
+    side: float
+    said: list[str]
+
+
+def links(path: Path, shown: list[Link]) -> None:
+    """The supplement's Figure C: query, easy view with what is replaced in it, hard view, and what became of its score."""
+    figure, axes = plt.subplots(
+        len(shown),
+        4,
+        squeeze=False,
+        figsize=(12.5, 2.6 * len(shown)),
+        width_ratios=[1, 1, 1, 1.9],
+        layout="constrained",
+    )
+    for row, link in zip(axes, shown, strict=True):
+        views = (
+            ("query", link.query),
+            ("easy, linked to both", link.easy),
+            ("shares nothing with the query", link.hard),
+        )
+        for axis, (title, image) in zip(row, views, strict=False):
+            axis.imshow(image)
+            axis.set_title(title, fontsize=10)
+        side = link.side * np.array(link.easy.size)
+        for x, y in link.replaced * np.array(link.easy.size) - side / 2:
+            row[1].add_patch(plt.Rectangle((x, y), *side, facecolor=RED, edgecolor=RED, alpha=0.4))
+        row[3].text(0, 0.5, "\n".join(link.said), va="center", fontsize=10, parse_math=False)
+        for axis in row:
+            axis.set_axis_off()
     save(figure, path)
