@@ -139,9 +139,16 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
             for name, each in probed.items()
             if each
         ]
-        query = benchmark.queries.image(int(lists.query[number]))
-        views = (benchmark.gallery.image(image) for image in (easy, hard))
-        shown.append(Link(query, *views, lists.places[number][mask].numpy(), len(mask) ** -0.5, said))
+        shown.append(
+            Link(
+                query=benchmark.queries.image(int(lists.query[number])),
+                easy=benchmark.gallery.image(easy),
+                hard=benchmark.gallery.image(hard),
+                replaced=lists.places[number][mask].numpy(),
+                side=len(mask) ** -0.5,
+                said=said,
+            )
+        )
     return shown
 
 

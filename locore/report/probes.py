@@ -66,7 +66,7 @@ class Link:
 
 
 def links(path: Path, shown: list[Link]) -> None:
-    """The supplement's Figure C: query, easy view with what is replaced in it, hard view, and what became of its score."""
+    """The supplement's Figure C: query, easy view with what is replaced in it, hard view, what became of its score."""
     figure, axes = plt.subplots(
         len(shown),
         4,
@@ -79,7 +79,7 @@ def links(path: Path, shown: list[Link]) -> None:
         views = (
             ("query", link.query),
             ("easy, linked to both", link.easy),
-            ("shares nothing with the query", link.hard),
+            ("shares nothing with it", link.hard),
         )
         for axis, (title, image) in zip(row, views, strict=False):
             axis.imshow(image)
