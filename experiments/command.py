@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +26,18 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
         return 130
+
+
+def run_folders(given: Sequence[Path]) -> list[Path]:
+    """Run folders by their whole paths.
+
+    Raises:
+        ValueError: two have the same name, by which runs are told apart.
+    """
+    folders = [folder.resolve() for folder in given]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise ValueError("Two run folders have the same name, and runs are named by it; rename one.")
+    return folders
 
 
 def page_path(path: Path, option: str) -> Path:
@@ -59,11 +71,18 @@ def gin_parser(program: str, description: str | None) -> argparse.ArgumentParser
     return parser
 
 
+def seed_number(text: str) -> int:
+    """Of the command line: whatever numpy and torch take."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def run_parser(program: str, description: str | None, folder: str) -> argparse.ArgumentParser:
     """Arguments of the commands that fill a run folder, by default `folder` below `runs`."""
     parser = gin_parser(program, description)
     parser.add_argument("--out", type=Path, help=f"run folder (default: runs/{folder}[-seed<seed>])")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--resume", action="store_true", help="it is an error if there is no run to go on with")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and sizes, and stop")
     return parser

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.command import guarded
+from experiments.command import guarded, seed_number
 from experiments.configuration import same_run
 from experiments.experiment import Experiment, prepare
 from experiments.measure import Side, in_turn
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("rows", nargs="+", metavar="FILE", help="gin files, one a row of the table")
     parser.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
     parser.add_argument("--on", nargs="+", default=[], metavar="FILE", help="gin files, one a table; mixed in last")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
     parser.add_argument("--costs", action="store_true", help="time the rows side by side when all have been run")
     parser.add_argument(

@@ -37,7 +37,7 @@ from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pair
 from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
-from locore.reranking.reranker import rerankers
+from locore.reranking.reranker import reads_other, rerankers
 from locore.retrieval import Neighbours, search
 from locore.training import Training
 from locore.training_lists import Sampling
@@ -346,17 +346,6 @@ class Experiment:
                 "they have seen; train them on this benchmark, or without Embedding.halves."
             )
 
-    def _fit_together(self, model: ListwiseReranker | PairwiseReranker, queries: SearchedTable) -> None:
-        """Refuse descriptors that the model cannot read."""
-        described = queries[torch.zeros(1, dtype=torch.long)]
-        found = {"local_dim": described.local.shape[-1], "global_dim": described.global_.shape[-1]}
-        for name, width in found.items():
-            if model.spec[name] != width:
-                raise ValueError(
-                    f"'{self.reranker}' reads descriptors of {name} {model.spec[name]}, these have {width}; give the "
-                    "extractor's settings, or the files, that it was trained with."
-                )
-
     def rerank(self, searched: Search, reranker: Reranker, candidates: int) -> Reranked:
         """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
         return searched.rerank(reranker, candidates, self.at_once, self.device)
@@ -406,7 +395,11 @@ class Experiment:
     def _evaluated(self, learned: Learned, queries: SearchedTable, seed: int) -> ListwiseReranker | PairwiseReranker:
         """The model that was trained or is loaded, as it is evaluated."""
         model = learned.model or self.model(seed).to(self.device)
-        self._fit_together(model, queries)
+        if other := reads_other(model, queries[torch.zeros(1, dtype=torch.long)]):
+            raise ValueError(
+                f"'{self.reranker}' reads {other}; give the extractor's settings, or the files, that it was trained "
+                "with."
+            )
         return model.to(PRECISIONS[self.evaluated_in])
 
     def whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:

@@ -37,6 +37,9 @@ def _extract(options: argparse.Namespace) -> int:
         return 0
     name = f"extract-{Path(options.gin[0]).stem}"
     with run_folder(options, name, config, PARTS) as (folder, finished):
+        for path in (path for paths in (finished or {"files": {}})["files"].values() for path in paths):
+            if not Path(path).exists():
+                raise ValueError(f"'{path}' is gone; delete '{folder / 'metrics.json'}' to extract it again.")
         print(said(finished or extraction.run(folder, config, options.seed)))
     return 0
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import guarded
+from experiments.command import guarded, run_folders
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
@@ -51,9 +51,7 @@ def _probe(options: argparse.Namespace) -> int:
 
     if options.queries < 2 or options.orders < 2:
         raise ValueError("--queries and --orders are 2 or more, or there is no spread.")
-    runs = [run.resolve() for run in options.runs]
-    if len({run.name for run in runs}) < len(runs):
-        raise ValueError("Two run folders have the same name, and rows are named by it; rename one.")
+    runs = run_folders(options.runs)
     experiments = {}
     for run in runs:
         if not (run / "metrics.json").exists():

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.command import guarded, page_path
+from experiments.command import guarded, page_path, run_folders
 
 if TYPE_CHECKING:
     from locore.datasets import Benchmark
@@ -50,9 +50,7 @@ def _report(options: argparse.Namespace) -> int:
     path = page_path(options.out, "--out")
     if options.queries < 1 or options.influences < 0:
         raise ValueError("--queries is 1 or more, --influences 0 or more.")
-    folders = [folder.resolve() for folder in options.runs]
-    if len({folder.name for folder in folders}) < len(folders):
-        raise ValueError("Two run folders have the same name, and runs are named by it; rename one.")
+    folders = run_folders(options.runs)
     runs: dict[str, list[Run]] = {}
     benchmarks: dict[str, Benchmark] = {}
     for folder in folders:

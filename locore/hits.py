@@ -16,7 +16,7 @@ from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.kept import Picture, described
 from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 from locore.reranking.pairwise import without_weights
-from locore.reranking.reranker import Reranker, Shortlist, rerankers
+from locore.reranking.reranker import Reranker, Shortlist, reads_other, rerankers
 from locore.reranking.windows import Windows
 
 PHOTOS: dict[str, Any] = {
@@ -74,7 +74,8 @@ def reordered(model: Reranker, size: int | None, query: Descriptors, hits: Descr
     Raises:
         ValueError: the re-ranker reads other descriptors.
     """
-    _fit_together(model, hits)
+    if other := reads_other(model, hits):
+        raise ValueError(f"The re-ranker reads {other}; give its extractor.")
     device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
     shortlist = Shortlist.gather(query, torch.tensor([0]), hits, torch.arange(len(hits))[None], device)
     if size and size < len(hits):
@@ -121,14 +122,3 @@ def _longest(model: object, extractor: Extractor) -> int | None:
     rows = model.embedding.position.num_embeddings - FIRST_ROW
     block = 1 if model.embedding.positions == "segment" else model.embedding.layout(extractor.locals_per_image, 1).block
     return max(rows // block - 1, 1)
-
-
-def _fit_together(model: object, described: Descriptors) -> None:
-    """Refuse descriptors that a model cannot read."""
-    found = {"local_dim": described.local.shape[-1], "global_dim": described.global_.shape[-1]}
-    for name, width in found.items():
-        wanted = getattr(model, "spec", {}).get(name, width)
-        if wanted != width:
-            raise ValueError(
-                f"The re-ranker reads descriptors of {name} {wanted}, these have {width}; give its extractor."
-            )

@@ -220,6 +220,12 @@ def test_the_command_leaves_files_that_are_read_again(root, images, tmp_path, gi
         "gallery": len(images),
         "train": len(benchmark.train),
     }
+    (out / "gallery_local.hdf5").unlink()
+    assert extract.main(command) == 2
+    assert "gallery_local.hdf5' is gone" in capsys.readouterr().err
+    (out / "metrics.json").unlink()
+    assert extract.main(command) == 0
+    torch.testing.assert_close(Files(**names, count=3).tables(benchmark)[1][torch.arange(3)].local, found.local[:3])
 
 
 @pytest.mark.parametrize(("name", "found"), [("dinov2", "50 locals"), ("resnet50", "50 locals")])

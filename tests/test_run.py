@@ -66,6 +66,13 @@ def test_settings_out_of_range_are_said_before_the_work(capsys, line, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", "x", "1.5", "9999999999"])
+def test_a_seed_is_a_whole_number(capsys, seed):
+    with pytest.raises(SystemExit):
+        main(["--gin", "gin/mamba.gin", "--dry-run", "--seed", seed])
+    assert "is not a whole number from 0" in capsys.readouterr().err
+
+
 def test_lists_that_train_may_be_longer_than_those_that_are_asked(capsys):
     line = "Sampling.candidates = 48"
     counted = []

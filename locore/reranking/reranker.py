@@ -117,6 +117,15 @@ def at_least_zero(reranker: object, *settings: str) -> None:
             raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a number, at least 0.")
 
 
+def reads_other(reranker: object, described: Descriptors) -> str | None:
+    """What a re-ranker reads and these descriptors are not, in words; None = they fit."""
+    for name, width in (("local_dim", described.local.shape[-1]), ("global_dim", described.global_.shape[-1])):
+        wanted = getattr(reranker, "spec", {}).get(name, width)
+        if wanted != width:
+            return f"descriptors of {name} {wanted}, these have {width}"
+    return None
+
+
 def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
     """Scores (B, K), -inf for candidates that are not there."""
     return scores if present is None else scores.masked_fill(~present, -torch.inf)
