@@ -115,12 +115,12 @@ def _planned(options: argparse.Namespace, mixed: list[str], results: Path | None
                 rows[Path(file).stem, seed] = row
     (first_name, _), first = next(iter(rows.items()))
     for (name, _), row in rows.items():
-        for what in ("data", "depth", "extractor", "files"):
-            ours, theirs = (getattr(each.experiment, what) for each in (row, first))
-            if ours != theirs:
+        ours, theirs = (each.experiment.searched for each in (row, first))
+        for what, value in ours.items():
+            if value != theirs[what]:
                 raise ValueError(
-                    f"'{name}' and '{first_name}' differ in {what}: {ours} and {theirs}; rows of one table re-rank "
-                    "the same shortlists."
+                    f"'{name}' and '{first_name}' differ in {what}: {value} and {theirs[what]}; rows of one table "
+                    "re-rank the same shortlists."
                 )
     return Board(results or Path("results") / first.experiment.data.benchmark, mixed, rows)
 

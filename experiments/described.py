@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +54,12 @@ class Files:
         for what in ("distractor", "train"):
             if (getattr(self, f"{what}_global") is None) != (getattr(self, f"{what}_local") is None):
                 raise ValueError(f"Files.{what}_global and Files.{what}_local go together.")
+
+    @property
+    def searched(self) -> dict[str, str | None]:
+        """The files that shortlists follow from, by the name of their setting."""
+        names = [f.name for f in fields(self) if f.name.endswith("_global") or f.name in ("root", "shortlists")]
+        return {f"Files.{name}": getattr(self, name) for name in names if name != "train_global"}
 
     @property
     def widths(self) -> tuple[int, int]:

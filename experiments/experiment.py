@@ -173,6 +173,13 @@ class Experiment:
         self.tokens_at_most = max(longest, self.positions_at_least)
 
     @property
+    def searched(self) -> dict[str, Any]:
+        """What the shortlists follow from, by name: all but the local descriptors."""
+        known = self.files.searched if self.files else {}
+        made = {} if self.files else self.extractor.searched
+        return {"data": self.data, "candidates": self.depth, "embedder": self.embedder, **known, **made}
+
+    @property
     def backbone_settings(self) -> dict[str, Any]:
         """Of the list-wise one's encoder, where they are not its size's."""
         return SETTINGS[self.backbone]() if self.backbone in SETTINGS else {}

@@ -87,11 +87,11 @@ def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default()
 
 def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
-    (tmp_path / "bad.gin").write_text("Extractor.grid = 1\n")
-    lines = [arguments.index(part) for part in arguments if part == "Extractor.grid = 2"]
+    (tmp_path / "bad.gin").write_text("Extractor.image_size = 48\n")
+    lines = [arguments.index(part) for part in arguments if part == "Extractor.image_size = 32"]
     del arguments[lines[0] - 1 : lines[0] + 1]
     assert compare.main(arguments) == 2
-    assert "'bad' and 'good' differ in extractor" in capsys.readouterr().err
+    assert "'bad' and 'good' differ in Extractor.image_size: 48 and 96" in capsys.readouterr().err
 
 
 def test_two_backbones_are_compared_on_the_same_queries():

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -100,6 +101,12 @@ class Extractor:
                 "Extractor.detector = 'class' weighs the last map, so leave Extractor.local_stage at None."
             )
         weights_file(self.model, self.weights)
+
+    @property
+    def searched(self) -> dict[str, Any]:
+        """The settings that global descriptors follow from, by name."""
+        names = ("model", "weights", "image_size", "proportions", "pooling", "scales")
+        return {f"Extractor.{name}": getattr(self, name) for name in names}
 
     @property
     def locals_per_image(self) -> int:
