@@ -101,6 +101,8 @@ def test_a_training_list(tmp_path):
     names, landmarks, sizes = ames.read_list(tmp_path / "train.txt")
     assert names == ["a/b,c.jpg", "d.jpg"]
     assert landmarks.tolist() == [7, 0] and sizes.tolist() == [[640, 480], [10, 20]]
+    ames.write_list(tmp_path / "again.txt", names, landmarks, sizes)
+    assert (tmp_path / "again.txt").read_text() == "a/b,c.jpg,7,640,480\nd.jpg,0,10,20\n"
     (tmp_path / "train.txt").write_text("a.jpg,7,640\n")
     with pytest.raises(ValueError, match=r"Line 1 of .* is not path,landmark_id,w,h"):
         ames.read_list(tmp_path / "train.txt")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from locore import files
 from locore.descriptors import store
 from locore.descriptors.store import LEADING, Descriptors, Rows
 from locore.files import atomic
@@ -281,3 +282,9 @@ def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         numbers.append([int(value) for value in values])
     table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
     return names, table[:, 0], table[:, 1:]
+
+
+def write_list(path: Path, names: Sequence[str], landmarks: np.ndarray, sizes: np.ndarray) -> None:
+    """Write a training list as `read_list` reads it, atomically."""
+    lines = (f"{name},{mark},{w},{h}\n" for name, mark, (w, h) in zip(names, landmarks, sizes, strict=True))
+    files.write_text(path, "".join(lines))
