@@ -65,7 +65,7 @@ def _report(options: argparse.Namespace) -> int:
         if run.metrics.get("images") not in (None, benchmarks[key].fingerprint):
             raise ValueError(f"The images of '{folder}' have changed since; run it again.")
         if options.influences:
-            run = replace(run, influences=_influences(folder, run, benchmarks[key], options.influences))
+            run = replace(run, influences=_influences(folder, run, benchmarks[key], options))
         runs.setdefault(key, []).append(run)
     try:
         text = page([(benchmarks[key], found) for key, found in runs.items()], options.queries)
@@ -76,15 +76,14 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _influences(folder: Path, run: Run, benchmark: Benchmark, count: int) -> dict[int, list[Shown]]:
+def _influences(folder: Path, run: Run, benchmark: Benchmark, options: argparse.Namespace) -> dict[int, list[Shown]]:
     """What moved the scores of the queries that gain most in the first protocol; nothing where it cannot be said."""
-    import numpy as np
     import torch
 
     from experiments.experiment import LISTWISE, prepare
     from locore import checkpoints
     from locore.report.influences import influences
-    from locore.report.page import SHOWN
+    from locore.report.page import SHOWN, drawn
     from locore.reranking.listwise import WEIGHTS, ListwiseReranker
 
     experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.reranker = None"], 0)
@@ -97,11 +96,11 @@ def _influences(folder: Path, run: Run, benchmark: Benchmark, count: int) -> dic
     protocol = next(iter(run.metrics["protocols"]))
     main = run.metrics["protocols"][protocol]["shown"][-1]
     rows = [row for row in run.queries if row["protocol"] == protocol]
-    gains = np.array([float(row[f"reranked {main}"]) - float(row[f"global {main}"]) for row in rows])
-    chosen = np.argsort(-gains, kind="stable")[:count].tolist()
+    gains = [float(row[f"reranked {main}"]) - float(row[f"global {main}"]) for row in rows]
+    chosen = sorted(drawn(len(rows), options.queries), key=lambda row: -gains[row])[: options.influences]
     queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
     searched = experiment.searches(benchmark, queries, gallery)[protocol]
-    order = torch.from_numpy(run.of(protocol)["order"].astype(np.int64))
+    order = torch.from_numpy(run.of(protocol)["order"].astype("int64"))
     reads = experiment.pass_size, experiment.device, experiment.at_once
     return influences(model, searched, order, chosen, SHOWN, *reads)
 

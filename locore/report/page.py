@@ -79,6 +79,11 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
     return rendered("page.html.j2", data=text, plotly=get_plotlyjs())
 
 
+def drawn(count: int, queries: int) -> list[int]:
+    """Which of so many queries are shown where no more than `queries` are."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:queries]).tolist()
+
+
 def rendered(template: str, **values: Any) -> str:
     """One of the templates beside this file, filled in."""
     loader = PackageLoader("locore.report", "templates")
@@ -134,7 +139,6 @@ def _protocol(
     after = [np.array([float(row[f"reranked {main}"]) for row in each]) for each in rows]
     groups = np.array([row["class"] for row in rows[0]])
     count = len(before)
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:queries])
     return {
         "main": main,
         "metrics": measured[0]["shown"],
@@ -153,9 +157,9 @@ def _protocol(
                 "after": [round(100 * float(each[row]), 2) for each in after],
                 "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures, hard),
                 "lists": [_places(each, row, each["order"][row], pictures, hard) for each in lists],
-                **_influences(protocol, int(row), runs),
+                **_influences(protocol, row, runs),
             }
-            for row in chosen
+            for row in drawn(count, queries)
         ],
         "asked": count,
     }
