@@ -76,12 +76,13 @@ def save(model: ListwiseReranker | PairwiseReranker, path: Path, trained: Traine
     """Write the weights, and what rebuilds the model, to one safetensors file, atomically.
 
     Args:
-        trained: so that the model can be given images; None = it is not known.
+        trained: so that the model can be given images; None = what the model was loaded with, if anything.
     """
     if not isinstance(model.spec.get("encoder", ""), str):
         raise ValueError("Only a re-ranker whose encoder was given by name can be saved; register it first.")
     # In one text: of several, safetensors does not keep the order, and the same run would not end in the same bytes.
-    said = {**model.spec, **({"trained": asdict(trained)} if trained else {})}
+    known = asdict(trained) if trained else model.trained
+    said = {**model.spec, **({"trained": known} if known else {})}
     weights.save(model, path, locore=json.dumps(said))
 
 
@@ -143,11 +144,13 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
         raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(published)}.")
     else:
         try:
-            spec = {name: value for name, value in json.loads(said["locore"]).items() if name != "trained"}
+            spec = json.loads(said["locore"])
+            trained = spec.pop("trained", None)
             model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"What '{path}' says of its model is damaged, or of another version.") from error
         fill(model, tensors, str(path))
+        model.trained = trained
     return model.to(dtype).eval()
 
 

@@ -90,6 +90,8 @@ def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
     model = locore.ListwiseReranker("query_attention", 8, 8)
     checkpoints.save(model, tmp_path / "old" / "model.safetensors", checkpoints.Trained(extractor, 24))
     assert checkpoints.trained_on(tmp_path / "old") == checkpoints.Trained(extractor, 24)
+    checkpoints.load(tmp_path / "old").save_pretrained(tmp_path / "again")
+    assert checkpoints.trained_on(tmp_path / "again") == checkpoints.Trained(extractor, 24)
     (tmp_path / "old").rename(tmp_path / "new")
     found = checkpoints.trained_on(tmp_path / "new").extractor
     assert found.weights == str(tmp_path / "new" / "embedder.safetensors")

@@ -19,10 +19,12 @@ class PairwiseReranker(nn.Module, ABC):
 
     Attributes:
         width: of its tokens. spec: what rebuilds it, where it was made by `create`.
+        trained: what it was trained on, saved as it was loaded.
     """
 
     width: int
     spec: dict[str, Any]
+    trained: dict[str, Any] | None = None
 
     @abstractmethod
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
