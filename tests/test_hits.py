@@ -73,6 +73,7 @@ def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
     assert [hit.index for hit in longer] == Windows(model, 8, 4).rerank(lists).order[0].tolist()
     assert longer[0].score is None
     # A file of weights without what it was trained on is read with the extractor that is given.
+    model.trained = None
     checkpoints.save(model, tmp_path / "alone" / "model.safetensors")
     assert locore.rerank(pictures[0], pictures[1:], tmp_path / "alone", SMALL) == found
     with pytest.raises(ValueError, match="give the extractor"):
