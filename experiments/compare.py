@@ -4,8 +4,9 @@ Runs every gin file with every seed (what is not trained with the first one), ea
 table (Markdown, CSV, LaTeX) and a picture. A run whose metrics are in the results folder already, from the same
 configuration, is not run again; one that fails is named in the table and does not end the others.
 
-  --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results
-  --costs                    let all rows re-rank a random list in turn: quality against cost, pareto.png
+  --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results (default: results)
+  --costs                    let all rows re-rank a random list in turn, in processes that are alive at once, for what
+                             they cost and a picture of quality against cost (pareto.png)
 """
 
 from __future__ import annotations
@@ -19,21 +20,16 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from experiments.command import guarded, seed_number
+from experiments.command import guarded, seed_number, sentence
 from experiments.configuration import same_run
+from experiments.costs import side_by_side
 from experiments.experiment import Experiment, prepare
-from experiments.measure import Side, in_turn
-from experiments.provenance import commit, machine
 from locore import files
 from locore.report import comparison
-
-WARM_UP, PASSES = 2, 7  # of --costs
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,17 @@ def _compare(options: argparse.Namespace) -> int:
     boards = [_planned(options, [*options.gin, file], below / Path(file).stem) for file in options.on]
     boards = boards or [_planned(options, options.gin, options.results)]
     measured = [_run_all(board, options) for board in boards]
-    costs = [_costs(board, options) if options.costs else None for board in boards]
-    for board, (finished, failed), cost in zip(boards, measured, costs, strict=True):
-        _write(board, finished, failed, cost)
-    if options.costs:
-        points = {
-            board.results.name: (finished, cost)
-            for board, (finished, _), cost in zip(boards, measured, costs, strict=True)
-            if finished and cost
-        }
+    points = {}
+    for board, (finished, failed) in zip(boards, measured, strict=True):
+        _write(board, finished, failed, None)
+        costs = _costs(board, finished, options) if options.costs else None
+        if costs:
+            _write(board, finished, failed, costs)
+            points[board.results.name] = (finished, costs["rows"])
+        print((board.results / "table.md").read_text())
+    if points:
         comparison.pareto((below if options.on else boards[0].results) / "pareto.png", points)
-    return 1 if any(failed for _, failed in measured) else 0
+    return 1 if any(failed for _, failed in measured) or (options.costs and len(points) < len(boards)) else 0
 
 
 def _planned(options: argparse.Namespace, mixed: list[str], results: Path | None) -> Board:
@@ -116,11 +112,12 @@ def _planned(options: argparse.Namespace, mixed: list[str], results: Path | None
     (first_name, _), first = next(iter(rows.items()))
     for (name, _), row in rows.items():
         ours, theirs = (each.experiment.searched for each in (row, first))
-        for what, value in ours.items():
-            if value != theirs[what]:
+        for what in ours | theirs:
+            one, other = ours.get(what), theirs.get(what)
+            if one != other:
                 raise ValueError(
-                    f"'{name}' and '{first_name}' differ in {what}: {value} and {theirs[what]}; rows of one table "
-                    "re-rank the same shortlists."
+                    f"'{name}' and '{first_name}' differ in {what}: {one} and {other}; rows of one table re-rank the "
+                    "same shortlists."
                 )
     return Board(results or Path("results") / first.experiment.data.benchmark, mixed, rows)
 
@@ -149,48 +146,28 @@ def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[
     return finished, failed
 
 
-def _costs(board: Board, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each row costs to re-rank one list of random descriptors, all of them measured in turn."""
-    with ExitStack() as stack:
-        sides: dict[str, Side] = {}
-        for (name, _), row in board.rows.items():
-            if name in sides:
-                continue
-            sides[name] = stack.enter_context(
-                Side(
-                    side="reranker",
-                    gin=[row.file, *board.mixed],
-                    set=options.set,
-                    widths=row.experiment.widths,
-                    layout=(row.experiment.layout.block, 1 + row.experiment.depth),
-                    batch=1,
-                    whole=True,
-                    one_by_one=False,
-                    backward=False,
-                    allocator=True,
-                )
-            )
-        in_turn(list(sides.values()), WARM_UP, PASSES)
-        found = {}
-        for name, side in sides.items():
-            said = side.close()
-            found[name] = {
-                "ms": round(1000 * median(side.seconds), 2),
-                "mb": said["mb"],
-                "gflops": said["flops"] and said["flops"] / 1e9,
-                "stored": side.about["stored"],
-            }
-    files.write_json(board.results / "costs.json", {"rows": found, "machine": machine(), "commit": commit()})
+def _costs(board: Board, finished: dict[str, list[dict]], options: argparse.Namespace) -> dict[str, Any] | None:
+    """What each row costs that has a result; None where that cannot be measured, which is said."""
+    rows = {
+        name: ([row.file, *board.mixed], row.experiment) for (name, _), row in board.rows.items() if name in finished
+    }
+    if not rows:
+        return None
+    try:
+        found = side_by_side(rows, options.set)
+    except ValueError as error:
+        print(f"The costs of '{board.results}' were not measured: {sentence(error)}", file=sys.stderr)
+        return None
+    files.write_json(board.results / "costs.json", found)
     return found
 
 
-def _write(
-    board: Board, finished: dict[str, list[dict]], failed: dict[str, str], costs: dict[str, dict[str, Any]] | None
-) -> None:
+def _write(board: Board, finished: dict[str, list[dict]], failed: dict[str, str], costs: dict[str, Any] | None) -> None:
     """The tables of a board and its picture."""
     results = board.results
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    tables = {p: comparison.rows(finished, failed, p, costs) for p in comparison.protocols(finished)}
+    rows_costs = costs["rows"] if costs else None
+    tables = {p: comparison.rows(finished, failed, p, rows_costs) for p in comparison.protocols(finished)}
     per_query = {
         name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
     }
@@ -209,7 +186,6 @@ def _write(
     files.write_text(
         results / "table.tex", "\n\n".join(f"% {p}\n{comparison.latex(t)}" for p, t in tables.items()) + "\n"
     )
-    print((results / "table.md").read_text())
 
 
 def _known(result: Path, config: str) -> dict | None:
@@ -218,7 +194,10 @@ def _known(result: Path, config: str) -> dict | None:
         metrics = json.loads(result.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return metrics if same_run(config, metrics.get("config", "")) and result.with_suffix(".csv").exists() else None
+    if not same_run(config, metrics.get("config", "")) or not result.with_suffix(".csv").exists():
+        return None
+    with open(result.with_suffix(".csv")) as file:
+        return metrics if file.readline().startswith("protocol,") else None  # else by an older version
 
 
 def _queries(path: Path) -> list[dict[str, str]]:

@@ -38,7 +38,7 @@ from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import reads_other, rerankers
-from locore.retrieval import Neighbours, search
+from locore.retrieval import Neighbours, arranged, search
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -61,8 +61,8 @@ class Experiment:
         backbone: registered name of the list-wise one's encoder. size: of the encoder, or of another that is learned.
         candidates: how many are re-ranked.
         window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
-        before: re-rankers without weights that reorder the list first, each with how much of it: a `Cascade`. They take
-            no part in training.
+        before: re-rankers without weights that reorder the list first, each with how much of it, None = all candidates:
+            a `Cascade`. They take no part in training.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes.
         reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
@@ -87,7 +87,7 @@ class Experiment:
     size: str = "mini"
     candidates: int = 24
     window: int | None = None
-    before: Sequence[tuple[str, int]] = ()
+    before: Sequence[tuple[str, int | None]] = ()
     ensemble: bool = True
     alpha: float | None = None
     temperature: float | None = None
@@ -120,11 +120,6 @@ class Experiment:
             )
         if self.candidates < 2:
             raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
-        if self.neighbours and self.neighbours < self.candidates:
-            raise ValueError(
-                f"Experiment.neighbours = {self.neighbours} are fewer than the {self.candidates} candidates; give as "
-                "many or more."
-            )
         self._before = [self._stage(stage) for stage in self.before]
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
@@ -165,6 +160,10 @@ class Experiment:
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Experiment.window = {self.window} must be 2 to {self.candidates}, the candidates.")
         self.depth = max([self.candidates, *(count for _, count in self._before)])  # of the shortlists
+        if self.neighbours and self.neighbours < self.depth:
+            raise ValueError(
+                f"Experiment.neighbours = {self.neighbours} are fewer than the {self.depth} candidates; give as many."
+            )
         self.pass_size = self.window or self.candidates
         trained, _ = self.sampling.sizes(self.pass_size)
         locals_ = self.files.count if self.files else self.extractor.locals_per_image
@@ -250,10 +249,10 @@ class Experiment:
             ValueError: it is none, or the re-ranker's settings are wrong.
         """
         match stage:
-            case (str(name), int(count)) if count > 1:
+            case (str(name), int() | None as count) if count is None or count > 1:
                 if name not in (known := pairwise.without_weights()):
                     raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
-                return self._untrained(name), count
+                return self._untrained(name), count or self.candidates
             case _:
                 raise ValueError(
                     f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and how "
@@ -374,7 +373,9 @@ class Experiment:
             queries, gallery = searched.queries.globals_, searched.gallery.globals_
             most = min(self.neighbours, len(gallery) - (own is not None))
             listed = search(queries[rows], gallery, most, own)
-        listed = listed.first(self.neighbours)
+        else:
+            most = min(self.neighbours, listed.indices.shape[1] - (own is not None))
+            listed = arranged(listed.similarities, listed.indices, most, own)
         reranked = self.rerank(replace(searched, rows=rows, neighbours=listed), reranker, self.depth)
         return listed.reordered(reranked.order.numpy())
 

@@ -37,11 +37,17 @@ def _extract(options: argparse.Namespace) -> int:
         return 0
     name = f"extract-{Path(options.gin[0]).stem}"
     with run_folder(options, name, config, PARTS) as (folder, finished):
-        for path in (path for paths in (finished or {"files": {}})["files"].values() for path in paths):
-            if not Path(path).exists():
-                raise ValueError(f"'{path}' is gone; delete '{folder / 'metrics.json'}' to extract it again.")
+        if finished:
+            _check(folder, finished)
         print(said(finished or extraction.run(folder, config, options.seed)))
     return 0
+
+
+def _check(folder: Path, finished: dict) -> None:
+    """Refuse a finished extraction whose files have been deleted; the folder may have been moved."""
+    for path in (folder / Path(name).name for names in finished["files"].values() for name in names):
+        if not path.exists():
+            raise ValueError(f"'{path}' is gone; delete '{folder / 'metrics.json'}' to extract it again.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One side of a profile, in a process of its own: it waits for a line on stdin, runs a pass, and says how long it took.
+"""One side of a measurement, in a process of its own: it waits for a line on stdin, runs a pass, says how long it took.
 
-Started by `experiments.profile`, which keeps several of them alive and lets them run in turn, so that the machine's
-ups and downs meet all of them alike.
+Started by `experiments.profile` and `experiments.costs`, which keep several of them alive and let them run in turn, so
+that the machine's ups and downs meet all of them alike.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Side:
         if not line:
             raise ValueError(
                 f"A measured process ended with exit status {self._process.wait()}; what it said stands above, and if "
-                "that is nothing the machine ran out of memory: take a smaller --layout or --lengths."
+                "that is nothing the machine ran out of memory: measure less at a time."
             )
         said = json.loads(line)
         if "error" in said:
@@ -110,7 +110,7 @@ def main() -> int:
 
         with torch.set_grad_enabled(spec["backward"]):
             if spec["side"] in ("ours", "encoder") or (spec["side"] == "reranker" and not spec["one_by_one"]):
-                load_kernels, *_ = _work({**spec, "layout": (3, 3)})  # so that no pass pays for them
+                load_kernels, *_ = _work({**spec, "layout": (spec["layout"][0], 3)})  # so that no pass pays for them
                 load_kernels()
             run, about, finish = _work(spec)
             give_back_freed_memory()  # what importing has freed must not hide what a pass takes
@@ -180,17 +180,19 @@ def _reranker(spec: dict, layout):
     """A re-ranker on random descriptors, in inference."""
     import torch
 
-    from experiments.experiment import prepare
+    from experiments.experiment import PRECISIONS, prepare
     from locore.descriptors.store import LEADING
     from locore.reranking import Shortlist
 
     experiment, _ = prepare(spec["gin"], spec["set"], seed=0)
     global_dim, local_dim = spec["widths"]
     made = experiment.make((global_dim, local_dim), layout.tokens)
+    if spec["whole"] and experiment.reranker:
+        made = experiment.model(seed=0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters = 0
     if isinstance(made, torch.nn.Module):
-        made.to(device).eval()
+        made.to(device, PRECISIONS[experiment.evaluated_in]).eval()
         parameters = sum(p.numel() for p in made.parameters())
     reranker = experiment.whole(made) if spec["whole"] else made
     locals_ = layout.block - 1 - experiment.global_token
@@ -204,15 +206,15 @@ def _reranker(spec: dict, layout):
         for part in lists:
             reranker.rerank(part)
 
-    stored = 4 * global_dim  # bytes, in AMES's files
-    if reads_locals(reranker, lists[0]):
-        stored += 2 * locals_ * (LEADING + local_dim)
-
     def finish() -> dict:
-        # Counted behind the passes, so that its memory is none of theirs; what has no weights counts for little there.
-        return {"flops": flops(run) / spec["batch"] if parameters else None}
+        # Looked at behind the passes, so that its memory is none of theirs; without weights there is little to count.
+        found: dict = {"flops": flops(run) / spec["batch"] if parameters else None}
+        if spec["whole"]:
+            stored = 2 * locals_ * (LEADING + local_dim) if reads_locals(reranker, shortlist) else 0
+            found["stored"] = 4 * global_dim + stored  # bytes, as experiments.extract writes them
+        return found
 
-    return run, {"parameters": parameters, "stored": stored}, finish
+    return run, {"parameters": parameters}, finish
 
 
 def reads_locals(reranker, shortlist) -> bool:

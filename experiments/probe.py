@@ -142,7 +142,7 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
                 query=benchmark.queries.image(int(lists.query[number])),
                 easy=benchmark.gallery.image(easy),
                 hard=benchmark.gallery.image(hard),
-                replaced=lists.places[number][mask].numpy(),
+                replaced=lists.positions[number][mask].numpy(),
                 side=len(mask) ** -0.5,
                 said=said,
             )

@@ -70,6 +70,8 @@ def _profile(options: argparse.Namespace) -> int:
         "backward": options.backward,
         "allocator": True,
     }
+    if options.one_by_one and (options.lengths or options.against):
+        raise ValueError("--one-by-one goes without --against and --lengths.")
     if experiment.method != LISTWISE and (options.lengths or options.against):
         raise ValueError(f"--against and --lengths are of encoders; '{experiment.method}' has none.")
     if options.lengths:
@@ -81,7 +83,8 @@ def _profile(options: argparse.Namespace) -> int:
     elif options.backward:
         raise ValueError("--backward goes with --against or --lengths: training has its own progress bar and log.")
     else:
-        name = experiment.backbone if experiment.method == LISTWISE else experiment.method
+        name = f"{experiment.backbone if experiment.method == LISTWISE else experiment.method}"
+        name += f" {experiment.size}" * experiment.has_weights
         of_a_reranker = {
             "side": "reranker",
             "gin": options.gin,
@@ -106,7 +109,7 @@ def _cost(name: str, spec: dict, options: argparse.Namespace) -> dict:
     images = options.batch * (options.layout[1] - 1)
     seconds = [s * 100 / images for s in side.seconds]
     return {
-        "case": f"{name} {spec['size']}, {math.prod(options.layout)} tokens",
+        "case": f"{name}, {math.prod(options.layout)} tokens",
         "parameters": side.about["parameters"],
         "gflops": round(found["flops"] * 100 / (options.layout[1] - 1) / 1e9, 2) if found["flops"] else None,
         "latency_s": round(median(seconds), 4),

@@ -18,7 +18,7 @@ from experiments.command import guarded, page_path, run_folders
 
 if TYPE_CHECKING:
     from locore.datasets import Benchmark
-    from locore.report.influences import Shown
+    from locore.evaluation.explain import Explained
     from locore.report.page import Run
 
 
@@ -30,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of experiments.run")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     parser.add_argument(
-        "--influences",
+        "--explained",
         type=int,
         default=20,
-        help="queries of each list-wise run, those that gain most, of which it is shown what moved their scores",
+        metavar="N",
+        help="queries of each list-wise run, those that gain most, of which a click shows what moved a score\n"
+        "(default 20; 0 = none)",
     )
     parser.add_argument("--queries", type=int, default=1000, help="shown of each protocol at most, drawn with seed 0")
     options = parser.parse_args(arguments)
@@ -48,8 +50,8 @@ def _report(options: argparse.Namespace) -> int:
     from locore.report.page import Run, page
 
     path = page_path(options.out, "--out")
-    if options.queries < 1 or options.influences < 0:
-        raise ValueError("--queries is 1 or more, --influences 0 or more.")
+    if options.queries < 1 or options.explained < 0:
+        raise ValueError("--queries is 1 or more, --explained 0 or more.")
     folders = run_folders(options.runs)
     runs: dict[str, list[Run]] = {}
     benchmarks: dict[str, Benchmark] = {}
@@ -64,8 +66,8 @@ def _report(options: argparse.Namespace) -> int:
             benchmarks[key] = data.load()
         if run.metrics.get("images") not in (None, benchmarks[key].fingerprint):
             raise ValueError(f"The images of '{folder}' have changed since; run it again.")
-        if options.influences:
-            run = replace(run, influences=_influences(folder, run, benchmarks[key], options))
+        if options.explained:
+            run = replace(run, explained=_explained(folder, run, benchmarks[key], options))
         runs.setdefault(key, []).append(run)
     try:
         text = page([(benchmarks[key], found) for key, found in runs.items()], options.queries)
@@ -76,33 +78,31 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _influences(folder: Path, run: Run, benchmark: Benchmark, options: argparse.Namespace) -> dict[int, list[Shown]]:
+def _explained(folder: Path, run: Run, benchmark: Benchmark, options: argparse.Namespace) -> dict[int, list[Explained]]:
     """What moved the scores of the queries that gain most in the first protocol; nothing where it cannot be said."""
-    import torch
-
     from experiments.experiment import LISTWISE, prepare
     from locore import checkpoints
-    from locore.report.influences import influences
+    from locore.evaluation.explain import explain
     from locore.report.page import SHOWN, drawn
     from locore.reranking.listwise import WEIGHTS, ListwiseReranker
 
-    experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.reranker = None"], 0)
-    if experiment.method != LISTWISE or not (folder / WEIGHTS).exists():
+    if not (folder / WEIGHTS).exists():
         return {}
-    if experiment.files or experiment.embedder_rate:  # whose descriptors are not at hand
+    try:
+        experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.language_model = None"], 0)
+    except ValueError:  # a file that it was trained with has gone, which the rest of the page does without
+        return {}
+    if experiment.method != LISTWISE or experiment.files or experiment.embedder_rate:
         return {}
     model = checkpoints.load(folder).to(experiment.device)
     assert isinstance(model, ListwiseReranker)
-    protocol = next(iter(run.metrics["protocols"]))
-    main = run.metrics["protocols"][protocol]["shown"][-1]
+    protocol, measured = next(iter(run.metrics["protocols"].items()))
+    main = measured["shown"][-1]
     rows = [row for row in run.queries if row["protocol"] == protocol]
     gains = [float(row[f"reranked {main}"]) - float(row[f"global {main}"]) for row in rows]
-    chosen = sorted(drawn(len(rows), options.queries), key=lambda row: -gains[row])[: options.influences]
+    chosen = sorted(drawn(len(rows), options.queries), key=lambda row: -gains[row])[: options.explained]
     queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
-    searched = experiment.searches(benchmark, queries, gallery)[protocol]
-    order = torch.from_numpy(run.of(protocol)["order"].astype("int64"))
-    reads = experiment.pass_size, experiment.device, experiment.at_once
-    return influences(model, searched, order, chosen, SHOWN, *reads)
+    return explain(model, queries, gallery, run.of(protocol), chosen, SHOWN, experiment.pass_size, experiment.device)
 
 
 if __name__ == "__main__":

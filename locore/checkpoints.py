@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -98,12 +99,17 @@ def trained_on(path: str | Path) -> Trained:
         known = json.loads(said.get("locore", "{}")).get("trained")
         if known is None:
             raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
-        files = {name: _beside(path.parent, known["extractor"][name]) for name in ("weights", "detector")}
+        files = _found(path.parent, known["extractor"])
         return Trained(Extractor(**{**known["extractor"], **files}), known["candidates"])
     except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"What '{path}' was trained on is damaged, or of another version; give the extractor."
         ) from error
+
+
+def _found(folder: Path, extractor: dict[str, Any]) -> dict[str, str]:
+    """Where the files of an extractor are, some of which may have been moved with its model."""
+    return {name: _beside(folder, extractor[name]) for name in ("weights", "detector")}
 
 
 def _beside(folder: Path, name: str) -> str:
@@ -146,8 +152,10 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **published) -> L
         try:
             spec = json.loads(said["locore"])
             trained = spec.pop("trained", None)
+            if trained:
+                trained["extractor"] |= _found(path.parent, trained["extractor"])
             model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"What '{path}' says of its model is damaged, or of another version.") from error
         fill(model, tensors, str(path))
         model.trained = trained

@@ -56,23 +56,63 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
 def test_a_table_for_each_benchmark_with_what_a_list_costs(arguments, tmp_path):
     for name, queries in (("few", 9), ("many", 12)):
         (tmp_path / f"{name}.gin").write_text(f"folder.max_queries = {queries}\n")
-    chamfer = tmp_path / "chamfer.gin"
-    chamfer.write_text("Experiment.method = 'chamfer'\nExperiment.ensemble = False\n")
+    untrained = []
+    for name in ("chamfer", "superglobal"):
+        untrained.append(str(tmp_path / f"{name}.gin"))
+        (tmp_path / f"{name}.gin").write_text(f"Experiment.method = '{name}'\nExperiment.ensemble = False\n")
     on = ["--on", *(str(tmp_path / f"{name}.gin") for name in ("few", "many"))]
     results = tmp_path / "results"
-    rows = [arguments[0], str(chamfer), *arguments[2:]]
+    rows = [arguments[0], *untrained, *arguments[2:]]
     assert compare.main([*rows, *on, "--costs", "--seeds", "0", "1"]) == 0
     for name, queries in (("few", 9), ("many", 12)):
         runs = sorted(path.stem for path in (results / name).glob("*-seed*.json"))
-        assert runs == ["chamfer-seed0", "good-seed0", "good-seed1"]  # what is not trained has no seed
+        assert runs == [
+            "chamfer-seed0",
+            "good-seed0",
+            "good-seed1",
+            "superglobal-seed0",
+        ]  # what is not trained has no seed
         assert json.loads((results / name / "good-seed1.json").read_text())["queries"] == queries
         costs = json.loads((results / name / "costs.json").read_text())["rows"]
         assert costs["good"]["ms"] > costs["chamfer"]["ms"] > 0
         assert costs["good"]["gflops"] > 0 and costs["chamfer"]["gflops"] is None
         described = json.loads((results / name / "chamfer-seed0.json").read_text())["config"]
-        assert "Extractor.grid = 2" in described and costs["chamfer"]["stored"] == costs["good"]["stored"]
+        assert "Extractor.grid = 2" in described and "Extractor.local_stage = 3" in described
+        assert costs["chamfer"]["stored"] == costs["good"]["stored"] == 4 * 1280 + 2 * 4 * (5 + 112)
+        assert costs["superglobal"]["stored"] == 4 * 1280  # which reads no locals
         assert f"{costs['good']['stored']:,}" in (results / name / "table.md").read_text()
     assert (results / "pareto.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("it broke")
+
+    monkeypatch.setattr(compare, "side_by_side", broken)
+    assert compare.main([arguments[0], *arguments[2:], "--costs"]) == 1
+    assert "were not measured: it broke" in capsys.readouterr().err
+    assert "| good |" in (tmp_path / "results" / "table.md").read_text()
+    monkeypatch.setattr(compare, "_run", lambda _: "it broke")
+    assert compare.main([arguments[1], *arguments[2:], "--costs"]) == 1
+    assert "| bad, seed 0 |" in (tmp_path / "results" / "table.md").read_text()
+
+
+def test_the_front_is_what_nothing_else_beats():
+    random = np.random.default_rng(0)
+    points = [(float(ms), float(quality), str(n)) for n, (ms, quality) in enumerate(random.integers(0, 9, (60, 2)))]
+    front = comparison.pareto_front(points)
+    for ms, quality, name in points:
+        beaten = any((m <= ms and q >= quality) and (m, q) != (ms, quality) for m, q, _ in points)
+        assert ((ms, quality) in [p[:2] for p in front]) != beaten, name
+    assert len({p[:2] for p in front}) == len(front)
+
+
+def test_metrics_of_queries_by_an_older_version_are_not_known(arguments, tmp_path, monkeypatch):
+    assert compare.main([arguments[0], *arguments[2:]]) == 0
+    path = tmp_path / "results" / "good-seed0.csv"
+    path.write_text(path.read_text().replace("protocol,query", "query", 1))
+    monkeypatch.setattr(compare, "_run", lambda _: "run again")
+    assert compare.main([arguments[0], *arguments[2:]]) == 1
 
 
 def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default():

@@ -96,6 +96,8 @@ def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
     (tmp_path / "old").rename(tmp_path / "new")
     found = checkpoints.trained_on(tmp_path / "new").extractor
     assert found.weights == str(tmp_path / "new" / "embedder.safetensors")
+    checkpoints.load(tmp_path / "new").save_pretrained(tmp_path / "again")
+    assert checkpoints.trained_on(tmp_path / "again").extractor == found
 
 
 def test_what_is_wrong_is_said(pictures, tmp_path):

@@ -69,13 +69,16 @@ def test_a_comparison_says_all_that_it_measured(capsys):
     assert set(keys) <= set(result)
 
 
-@pytest.mark.parametrize("name", ["chamfer", "superglobal", "ames"])
-def test_every_re_ranker_has_its_costs(capsys, name):
-    layout = ["--layout", "11x5", "--local-dim", "16", "--one-by-one"]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("chamfer", []), ("superglobal", ["--one-by-one"]), ("ames", []), ("cvnet", []), ("cvnet", ["--one-by-one"])],
+)
+def test_every_re_ranker_has_its_costs(capsys, name, options):
+    layout = ["--layout", "27x5", "--local-dim", "16", *options]
     assert main(["--gin", f"gin/peers/{name}.gin", *layout, *SMALL]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["case"].startswith(name) and result["latency_s"] > 0
-    assert (result["parameters"] > 0) == (result["gflops"] is not None) == (name == "ames")
+    assert (result["parameters"] > 0) == (result["gflops"] is not None) == (name in ("ames", "cvnet"))
 
 
 def test_what_reads_local_descriptors_is_found_out():
@@ -134,6 +137,7 @@ def test_arguments_that_are_no_numbers_are_said(capsys, arguments, words):
         (["--lengths", "300", "600", "--picture", "/none/lengths.png"], "give another --picture"),
         (["--lengths", "300", "600", "--backbones", "manba"], "did you mean 'mamba'"),
         (["--backward"], "--backward goes with"),
+        (["--one-by-one", "--lengths", "300", "600"], "--one-by-one goes without"),
         (["--gin", "gin/peers/ames.gin", "--against", "transformers"], "'ames' has none"),
         (["--backbones", "mamba"], "--backbones goes with"),
     ],

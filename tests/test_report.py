@@ -179,7 +179,7 @@ def test_what_moved_a_score_is_shown(folder, opened):
     name = first.locator(".asked").inner_text().split(",")[0]
     moved = opened.evaluate(
         "([name, run]) => { const p = benchmark.protocols[protocol];"
-        " return p.queries.find((q) => q.name === name).influences[run][1]; }",
+        " return p.queries.find((q) => q.name === name).explained[run][1]; }",
         [name, int(listwise)],
     )
     with open(folder / "listwise" / "queries.csv") as file:

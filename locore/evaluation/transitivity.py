@@ -75,7 +75,7 @@ class ProbeLists:
 
     Attributes:
         query: (N,) rows of the queries. candidates: (N, K) of the gallery. walls: (N,) of the queries.
-        places: (N, L, 2) positions of the easy view's descriptors.
+        positions: (N, L, 2) of the easy view's descriptors.
         shared, elsewhere: (N, L) bool, as many descriptors of the easy view in what it shares with the hard one and in
             the rest of it.
     """
@@ -83,7 +83,7 @@ class ProbeLists:
     query: Tensor
     candidates: Tensor
     walls: np.ndarray
-    places: Tensor
+    positions: Tensor
     shared: Tensor
     elsewhere: Tensor
 
@@ -125,8 +125,8 @@ def probe_lists(
         )
     shared, elsewhere = torch.from_numpy(np.array(masks)).unbind(1)
     query, views = torch.tensor(rows), torch.tensor(named)
-    places = listed.position[views[:, EASY_PLACE]].float()
-    return ProbeLists(query, views, queries.walls[query.numpy()], places, shared, elsewhere)
+    positions = listed.position[views[:, EASY_PLACE]].float()
+    return ProbeLists(query, views, queries.walls[query.numpy()], positions, shared, elsewhere)
 
 
 def probe(

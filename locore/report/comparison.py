@@ -107,14 +107,19 @@ def _escaped(text: str) -> str:
     return text.replace("±", r"$\pm$")
 
 
-def made(finished: dict[str, list[dict]], command: str, costs: Costs | None = None) -> str:
-    """What was measured, and how the tables were made."""
-    told = (
-        "Time and memory of one list of random descriptors, all rows in turn on one machine; bytes an image as AMES's "
-        "files have them, of what a row reads."
-        if costs
-        else "Re-ranking in batches; memory of the whole process."
-    )
+def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | None = None) -> str:
+    """What was measured, and how the tables were made.
+
+    Args:
+        costs: with their machine and commit, where they were measured side by side.
+    """
+    told = "Re-ranking in batches; memory of the whole process."
+    if costs:
+        told = (
+            "Costs of one list of random descriptors, all rows in turn (machine: "
+            f"{costs['machine']}; commit {costs['commit']}); bytes an image as experiments.extract writes them: the "
+            "global descriptor, and of a row that reads them the locals in half precision."
+        )
     one = next(iter(finished.values()))[0]
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
     return (
@@ -198,6 +203,18 @@ def picture(path: Path, finished: dict[str, list[dict]]) -> None:
     save(figure, path)
 
 
+Point = tuple[float, float, str]  # cost, quality and name
+
+
+def pareto_front(points: list[Point]) -> list[Point]:
+    """Those than which no other is both at most as dear and better, or cheaper and as good, the cheapest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
+
+
 def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]]) -> None:
     """A panel a benchmark: what decides in its first protocol against the time of a list, with the Pareto front.
 
@@ -210,14 +227,11 @@ def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]])
     for axis, (benchmark, (finished, costs)) in zip(axes[0], measured.items(), strict=True):
         protocol = protocols(finished)[0]
         metric = columns(finished, protocol)[-1]
-        points = sorted(
+        points = [
             (costs[name]["ms"], mean(run["protocols"][protocol]["reranked"][metric] for run in runs), name)
             for name, runs in finished.items()
-        )
-        front: list[tuple[float, float, str]] = []
-        for point in points:
-            if not front or point[1] > front[-1][1]:
-                front.append(point)
+        ]
+        front = pareto_front(points)
         axis.step(*zip(*[p[:2] for p in front], strict=True), where="post", color="#fdae6b", zorder=1)
         for ms, quality, name in points:
             learned = finished[name][0]["parameters"] > 0

@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from locore.datasets import Benchmark, ImageSet
 from locore.evaluation import interval
+from locore.evaluation.explain import Explained
 from locore.progress import track
-from locore.report.influences import Shown
 
 SHOWN = 10  # places of a list
 SIDE, QUALITY = 96, 70  # of a picture, pixels and WebP's
@@ -30,14 +30,14 @@ class Run:
 
     Attributes:
         metrics: of its metrics.json. queries: rows of its queries.csv. lists: of its rankings.
-        influences: of some rows of the first protocol, what moved the first scores, see `influences`.
+        explained: of some lists of the first protocol, what moved the first scores, see `explain`.
     """
 
     name: str
     metrics: dict[str, Any]
     queries: list[dict[str, str]]
     lists: dict[str, np.ndarray]
-    influences: dict[int, list[Shown]] = field(default_factory=dict)
+    explained: dict[int, list[Explained]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, lists: Path) -> Run:
@@ -157,7 +157,7 @@ def _protocol(
                 "after": [round(100 * float(each[row]), 2) for each in after],
                 "first": _places(lists[0], row, np.arange(lists[0]["order"].shape[1]), pictures, hard),
                 "lists": [_places(each, row, each["order"][row], pictures, hard) for each in lists],
-                **_influences(protocol, row, runs),
+                **_explained(protocol, row, runs),
             }
             for row in drawn(count, queries)
         ],
@@ -165,11 +165,11 @@ def _protocol(
     }
 
 
-def _influences(protocol: str, row: int, runs: list[Run]) -> dict[str, Any]:
+def _explained(protocol: str, row: int, runs: list[Run]) -> dict[str, Any]:
     """What moved the scores of a query's list under each run; nothing where no run says so."""
-    if protocol != next(iter(runs[0].metrics["protocols"])) or not any(row in run.influences for run in runs):
+    if protocol != next(iter(runs[0].metrics["protocols"])) or not any(row in run.explained for run in runs):
         return {}
-    return {"influences": [run.influences.get(row) for run in runs]}
+    return {"explained": [run.explained.get(row) for run in runs]}
 
 
 def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float]:

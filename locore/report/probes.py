@@ -79,7 +79,7 @@ def links(path: Path, shown: list[Link]) -> None:
         views = (
             ("query", link.query),
             ("easy, linked to both", link.easy),
-            ("shares nothing with it", link.hard),
+            ("hard, not seen by the query", link.hard),
         )
         for axis, (title, image) in zip(row, views, strict=False):
             axis.imshow(image)
