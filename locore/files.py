@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_cache() -> None:
+    """To be called before an hour of work whose result is kept.
+
+    Raises:
+        ValueError: nothing can be written in the cache.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The cache '{folder}' cannot be written ({error.strerror}); set LOCORE_CACHE to another folder."
+        ) from error
 
 
 def cache_folder() -> Path:

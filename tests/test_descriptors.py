@@ -170,6 +170,14 @@ def test_store_refuses_another_number_of_rows(tmp_path):
     assert cache_folder().exists()
 
 
+def test_a_cache_that_cannot_be_written_is_said_before_the_work(images, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(Extractor, "_describe", lambda *_: pytest.fail("described"))
+    with pytest.raises(ValueError, match=r"The cache '.*/file' cannot be written .* set LOCORE_CACHE"):
+        Extractor(image_size=32).extract(images)
+
+
 @pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_transformers_give_their_last_map(images, model):
     extractor = Extractor(model=model, weights="random", image_size=64, grid=2)

@@ -32,7 +32,7 @@ from locore.descriptors.fold import fold_batch_norms
 from locore.descriptors.parts import write_parts
 from locore.descriptors.pooling import POOLINGS, Attention
 from locore.descriptors.store import LEADING, MISSING, Descriptors
-from locore.files import cache_folder
+from locore.files import cache_folder, check_cache
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Extractor:
         if all(processes.gathered(cached is not None)) and cached:
             log.info("Descriptors of %d images: cached in %s.", len(images), path)
             return store.unpack(*map(torch.from_numpy, cached))
+        check_cache()
         paths = self.parts(images, path.with_suffix(".parts"))
         try:
             parts = [store.read_arrays(*part) for part in paths]
