@@ -131,9 +131,9 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
         easy, hard = lists.candidates[number, :2].tolist()
         mask = lists.shared[number]
         said = [
-            f"{name}: score {-each.gain[number]:+.2f} deviations of the list\n"
+            f"{name}: score {_fall(each.gain[number])} deviations of the list\n"
             f"    place {each.place[number]:.0f} → {each.place[number] + each.places[number]:.0f}; "
-            f"as much replaced elsewhere: {-each.elsewhere[number]:+.2f}"
+            f"as much replaced elsewhere: {_fall(each.elsewhere[number])}"
             for name, each in probed.items()
             if each
         ]
@@ -148,6 +148,11 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
             )
         )
     return shown
+
+
+def _fall(value: float) -> str:
+    """What a score changed by, without a sign before nothing."""
+    return f"{-round(float(value), 2) or 0:+.2f}"
 
 
 def _mean(values, groups) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from locore.report.pictures import RED, plt, save
+from locore.report.pictures import plt, save
 
 Found = dict[str, dict[str, dict[str, float]]]  # run -> measure -> mean, low and high
 
@@ -86,7 +86,7 @@ def links(path: Path, shown: list[Link]) -> None:
             axis.set_title(title, fontsize=10)
         side = link.side * np.array(link.easy.size)
         for x, y in link.replaced * np.array(link.easy.size) - side / 2:
-            row[1].add_patch(plt.Rectangle((x, y), *side, facecolor=RED, edgecolor=RED, alpha=0.4))
+            row[1].add_patch(plt.Rectangle((x, y), *side, facecolor=(1, 1, 1, 0.6), edgecolor="black", hatch="xx"))
         row[3].text(0, 0.5, "\n".join(link.said), va="center", fontsize=10, parse_math=False)
         for axis in row:
             axis.set_axis_off()
