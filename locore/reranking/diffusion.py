@@ -13,8 +13,7 @@ from locore.reranking.reranker import (
     Ranking,
     Shortlist,
     among_candidates,
-    at_least_one,
-    at_least_zero,
+    at_least,
     only_present,
     rerankers,
 )
@@ -46,8 +45,7 @@ class Diffusion:
             raise ValueError(f"Unknown diffusion.descriptors '{unknown}'{suggest(unknown, DESCRIPTORS)}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk has no end.")
-        at_least_one(self, "neighbours", "query_neighbours")
-        at_least_zero(self, "gamma")
+        at_least(self, neighbours=1, query_neighbours=1, gamma=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -12,8 +12,7 @@ from locore.reranking.reranker import (
     Ranking,
     Shortlist,
     among_candidates,
-    at_least_one,
-    at_least_zero,
+    at_least,
     only_present,
     rerankers,
 )
@@ -33,8 +32,7 @@ class QueryExpansion:
     alpha: float = 3.0
 
     def __post_init__(self):
-        at_least_one(self, "neighbours")
-        at_least_zero(self, "alpha")
+        at_least(self, neighbours=1, alpha=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
@@ -59,8 +57,7 @@ class DatabaseAugmentation:
     alpha: float = 3.0
 
     def __post_init__(self):
-        at_least_one(self, "neighbours")
-        at_least_zero(self, "alpha")
+        at_least(self, neighbours=1, alpha=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -9,7 +9,7 @@ import torch
 
 from backbones.registry import suggest
 from locore.reranking.matching import local_similarities, mutual
-from locore.reranking.reranker import Ranking, Shortlist, at_least_one, at_least_zero, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, at_least, only_present, rerankers
 
 LEAST = {"homography": 4, "affine": 3}  # matches that a transformation is fitted to
 
@@ -32,8 +32,7 @@ class Geometric:
         if self.transformation not in LEAST:
             unknown = self.transformation
             raise ValueError(f"Unknown geometric.transformation '{unknown}'{suggest(unknown, LEAST)}")
-        at_least_one(self, "iterations")
-        at_least_zero(self, "tolerance")
+        at_least(self, iterations=1, tolerance=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

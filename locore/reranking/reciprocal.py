@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from locore.reranking.reranker import Ranking, Shortlist, at_least_one, at_least_zero, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, at_least, only_present, rerankers
 
 
 @rerankers.register("k_reciprocal")
@@ -25,8 +25,7 @@ class KReciprocal:
     share: float = 0.3
 
     def __post_init__(self):
-        at_least_one(self, "k1", "k2")
-        at_least_zero(self, "share")
+        at_least(self, k1=1, k2=1, share=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -101,20 +101,14 @@ class Ranking:
         return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
 
 
-def at_least_one(reranker: object, *settings: str) -> None:
-    """Refuse settings of a re-ranker that are no whole number from 1."""
-    for name in settings:
+def at_least(reranker: object, **least: float) -> None:
+    """Refuse settings of a re-ranker that are below what is given, or not finite; where that is whole, they are too."""
+    for name, bound in least.items():
         value = getattr(reranker, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a whole number, at least 1.")
-
-
-def at_least_zero(reranker: object, *settings: str) -> None:
-    """Refuse settings of a re-ranker that are negative or not finite."""
-    for name in settings:
-        value = getattr(reranker, name)
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be a number, at least 0.")
+        whole = isinstance(bound, int)
+        if not bound <= value < math.inf or (whole and not isinstance(value, int)):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be {kind}, at least {bound:g}.")
 
 
 def reads_other(reranker: object, described: Descriptors) -> str | None:

@@ -10,8 +10,7 @@ from locore.reranking.reranker import (
     Ranking,
     Shortlist,
     among_candidates,
-    at_least_one,
-    at_least_zero,
+    at_least,
     only_present,
     rerankers,
 )
@@ -30,8 +29,7 @@ class SuperGlobal:
     beta: float = 0.15
 
     def __post_init__(self):
-        at_least_one(self, "neighbours")
-        at_least_zero(self, "beta")
+        at_least(self, neighbours=1, beta=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
