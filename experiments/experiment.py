@@ -162,7 +162,7 @@ class Experiment:
         self.depth = max([self.candidates, *(count for _, count in self._before)])  # of the shortlists
         if self.neighbours and self.neighbours < self.depth:
             raise ValueError(
-                f"Experiment.neighbours = {self.neighbours} are fewer than the {self.depth} candidates; give that many or more."
+                f"Experiment.neighbours = {self.neighbours} are fewer than the {self.depth} candidates; give more."
             )
         self.pass_size = self.window or self.candidates
         trained, _ = self.sampling.sizes(self.pass_size)

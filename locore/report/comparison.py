@@ -49,7 +49,7 @@ def rows(
         table.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in metrics_shown}})
     for name, runs in finished.items():
         found = measured[name]
-        row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M"}
+        row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M" if runs[0]["parameters"] else ""}
         for n in metrics_shown:
             gain = mean(r["reranked"][n] - r["global"][n] for r in found)
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
