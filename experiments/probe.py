@@ -5,7 +5,8 @@ Reads finished runs of experiments.run and leaves a table (Markdown), its number
 - order: the same list re-ranked in random orders. Of each candidate the standard deviation of its score over orders, of
   each query that of its metric; 0 where the order does not matter.
 - transitivity, on `posters`: what a view that shares nothing with the query owes to another view that links both; 0 for
-  a pair-wise re-ranker. See locore/evaluation/transitivity.py; some of them are shown in links.png.
+  a pair-wise re-ranker. See locore/evaluation/transitivity.py; some of them are shown in links.png. And how many of the
+  images that ask in training have such a view among the neighbours that their lists are drawn from.
 
 The model alone is probed, in one pass: no windows, no cascade.
 """
@@ -117,7 +118,22 @@ def _one(
         probed = probe(model, lists, queries, gallery, *shared)
         measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
         found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
+        found["trained with a link, %"] = _links_seen(experiment, benchmark)
     return found, lists, probed
+
+
+def _links_seen(experiment: Experiment, benchmark: Benchmark) -> dict[str, float]:
+    """Share of the training images among whose neighbours, of which lists are drawn, something is linked to them."""
+    import numpy as np
+
+    from locore.evaluation.transitivity import have_links
+    from locore.retrieval import search
+
+    images: Any = experiment.data.training_images(benchmark)
+    rows = experiment.describe(images, fitted=True)[0].globals_
+    _, depth = experiment.sampling.sizes(experiment.pass_size)
+    neighbours = search(rows, rows, depth, np.arange(len(images))).indices
+    return _mean(100.0 * have_links(images, neighbours), images.walls)
 
 
 def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | None]) -> list[Link]:

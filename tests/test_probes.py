@@ -16,7 +16,7 @@ from locore.datasets.posters import EASY, LINK, overlaps
 from locore.descriptors import Descriptors
 from locore.evaluation import MetricLearning, Search
 from locore.evaluation.robustness import order_spread
-from locore.evaluation.transitivity import probe, probe_lists, triples
+from locore.evaluation.transitivity import have_links, probe, probe_lists, triples
 from locore.reranking import ListwiseReranker, Ranking, Shortlist
 from locore.reranking.influence import influence
 from locore.reranking.matching import Chamfer
@@ -95,6 +95,29 @@ def test_a_transitive_re_ranker_gains_and_a_pair_wise_one_does_not(world):
     assert np.abs(probe(listwise, lists, asked, listed, CPU, 8).gain).max() > 1e-3
 
 
+def test_a_link_is_on_a_list_that_holds_all_of_it(world):
+    images = world.gallery
+    common, within, _ = overlaps(images, images)
+    ends = (images.walls[:, None] == images.walls) & (common == 0)
+    asking, far = np.argwhere(ends)[:, 0], np.argwhere(ends)[:, 1]
+    found = 0
+    for one, other in zip(asking.tolist(), far.tolist(), strict=True):
+        between = np.flatnonzero((common[one] >= LINK) & (within[other] >= LINK))
+        between = between[(between != one) & (between != other)]
+        if not len(between):
+            continue
+        strangers = np.flatnonzero(images.walls != images.walls[one])[:4]
+        lists = np.zeros((len(images.walls), 6), dtype=np.int64)
+        lists[one] = [between[0], other, *strangers]
+        assert have_links(images, lists)[one]
+        lists[one] = [strangers[0], other, *strangers]
+        assert not have_links(images, lists)[one]
+        found += 1
+        if found == 3:
+            break
+    assert found == 3
+
+
 class ByPlace:
     """Scores that say where a candidate was read, and nothing of what it is."""
 
@@ -161,6 +184,7 @@ def test_the_command_probes_runs(tmp_path, capsys):
     assert command.main([str(tmp_path / "alone"), "--queries", "4", "--orders", "3", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "probe.json").read_text())["runs"]["alone"]
     assert abs(found["transitivity gain"]["mean"]) < 1e-4  # a candidate never meets another there
+    assert 0 <= found["trained with a link, %"]["mean"] <= 100
     assert found["order: mAP"]["low"] <= found["order: mAP"]["mean"] <= found["order: mAP"]["high"]
     assert (tmp_path / "links.png").stat().st_size > 10_000
     assert "| alone |" in (tmp_path / "probe.md").read_text() and (tmp_path / "probe.png").stat().st_size > 1000

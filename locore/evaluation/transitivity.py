@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locore.datasets.posters import EASY, HIDDEN, LINK, Posters, overlaps
+from locore.datasets.posters import EASY, HIDDEN, LINK, Posters, Transitive, overlaps
 from locore.descriptors.store import Descriptors
 from locore.progress import track
 from locore.reranking.reranker import Reranker, Shortlist
@@ -67,6 +67,13 @@ def triples(queries: Posters, gallery: Posters) -> Triples:
             if links[best] >= LINK:
                 found.append((row, easy[best[0]], hard[best[1]]))
     return Triples(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
+
+
+def have_links(images: Posters, neighbours: np.ndarray) -> np.ndarray:
+    """(N,) bool: images on whose list (N, K) a view that shares nothing with them is linked to them by others."""
+    common, within, _ = overlaps(images, images)
+    answers = Transitive(common, within >= LINK, images.walls, images.walls)(neighbours)
+    return np.array([len(right) > 0 for right in answers.positive])
 
 
 @dataclass(frozen=True)
