@@ -253,8 +253,13 @@ def flops(run) -> int:
         torch.ops.locore.wkv: wkv,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,  # not among PyTorch's own
     }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        run()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whole layers in one operator, which the counter does not know
+    try:
+        with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 

@@ -44,6 +44,18 @@ def test_flops_of_the_scans_are_counted():
     assert counted == products + 9 * 2 * 40 * 32 * 4
 
 
+def test_flops_of_a_transformer_of_pytorchs_are_those_counted_by_hand():
+    pairs, locals_, width, inner, depth = 6, 7, 32, 64, 2
+    model = rerankers.create(
+        "rrt", local_dim=width, global_dim=24, width=width, depth=depth, heads=2, inner=inner
+    ).eval()
+    shortlist = Shortlist.random(1, pairs, locals_, width, 24)
+    T = 2 * (2 + locals_)
+    layer = 2 * T * width * (4 * width + 2 * inner) + 4 * T * T * width
+    around = 2 * 2 * 24 * width + 2 * width  # both images' global descriptors, and the classifier
+    assert flops(lambda: model.rerank(shortlist)) == pairs * (depth * layer + around)
+
+
 @pytest.mark.parametrize("name", ["longformer", "mamba"])
 def test_a_peer_from_transformers_computes_the_same(name):
     torch.manual_seed(0)
