@@ -215,6 +215,15 @@ def pareto_front(points: list[Point]) -> list[Point]:
     return front
 
 
+def _apart(values: list[float], gap: float) -> list[float]:
+    """Where labels of values stand so that none covers another: in their order, the lowest as low as it is."""
+    places, free = [0.0] * len(values), -float("inf")
+    for i in sorted(range(len(values)), key=lambda i: values[i]):
+        places[i] = max(values[i], free)
+        free = places[i] + gap
+    return places
+
+
 def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]]) -> None:
     """A panel a benchmark: what decides in its first protocol against the time of a list, with the Pareto front.
 
@@ -233,16 +242,20 @@ def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]])
         ]
         front = pareto_front(points)
         axis.step(*zip(*[p[:2] for p in front], strict=True), where="post", color="#fdae6b", zorder=1)
-        for ms, quality, name in points:
+        low, high = min(p[1] for p in points), max(p[1] for p in points)
+        places = _apart([p[1] for p in points], max(high - low, 1) / 22)
+        for (ms, quality, name), place in zip(points, places, strict=True):
             learned = finished[name][0]["parameters"] > 0
             axis.plot(ms, quality, "o" if learned else "s", color="#08519c" if learned else "0.45", markersize=6)
             axis.annotate(
                 name,
                 (ms, quality),
-                xytext=(5, 4),
-                textcoords="offset points",
+                xytext=(1.02, place),
+                textcoords=("axes fraction", "data"),
+                va="center",
                 fontsize=8,
                 fontweight="bold" if (ms, quality, name) in front else "normal",
+                arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6},
                 parse_math=False,
             )
         one = next(iter(finished.values()))[0]["protocols"][protocol]
