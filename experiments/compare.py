@@ -86,10 +86,9 @@ def _compare(options: argparse.Namespace) -> int:
     measured = [_run_all(board, options) for board in boards]
     points = {}
     for board, (finished, failed) in zip(boards, measured, strict=True):
-        _write(board, finished, failed, None)
         costs = _costs(board, finished, options) if options.costs else None
+        _write(board, finished, failed, costs)
         if costs:
-            _write(board, finished, failed, costs)
             points[board.results.name] = (finished, costs["rows"])
         print((board.results / "table.md").read_text())
     if points:
@@ -155,10 +154,10 @@ def _costs(board: Board, finished: dict[str, list[dict]], options: argparse.Name
         return None
     try:
         found = side_by_side(rows, options.set)
-    except ValueError as error:
+        files.write_json(board.results / "costs.json", found)
+    except (ValueError, OSError) as error:
         print(f"The costs of '{board.results}' were not measured: {sentence(error)}", file=sys.stderr)
         return None
-    files.write_json(board.results / "costs.json", found)
     return found
 
 

@@ -30,7 +30,7 @@ from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import Descriptors, Extractor, ames
 from locore.descriptors.store import SearchedTable
 from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
-from locore.evaluation import NothingToAsk, Reranked, Search, rerank_protocols, summary
+from locore.evaluation import NothingToAsk, Reranked, Search, reordered, rerank_protocols, summary
 from locore.language_model import start_from
 from locore.report import trec
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
@@ -38,7 +38,7 @@ from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import reads_other, rerankers
-from locore.retrieval import Neighbours, arranged, search
+from locore.retrieval import Neighbours, nearest
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -292,7 +292,8 @@ class Experiment:
         if self.files and self.trains:
             self.files.training(self.data.training_images(benchmark))  # what is missing is said before the search
         with stage("shortlists"):
-            searches = self.searches(benchmark, queries, gallery)
+            listed = self.files.known(benchmark) if self.files else None
+            searches = self.searches(benchmark, queries, gallery, listed)
         learned = Learned(None, None, None)
         if self.trains:
             learned = learn(self, self.data.training_images(benchmark), folder, seed, stage)
@@ -315,7 +316,7 @@ class Experiment:
             tables = {p: summary(searched, orders[p], self.depth) for p, searched in searches.items()}
             first = next(iter(searches))
             if self.neighbours:
-                found = self._neighbours(benchmark, next(iter(searches.values())), whole)
+                found = self._neighbours(searches[first], whole, benchmark.self_index, listed)
                 if processes.first():
                     ames.write_neighbours(folder / NEIGHBOURS, found)
             if processes.first():
@@ -365,29 +366,34 @@ class Experiment:
     def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
         return rerank_protocols(searches, self.depth, lambda s: self.rerank(s, reranker, self.depth))
 
-    def _neighbours(self, benchmark: Benchmark, searched: Search, reranker: Reranker) -> Neighbours:
+    def _neighbours(
+        self, searched: Search, reranker: Reranker, self_index: np.ndarray | None, listed: Neighbours | None
+    ) -> Neighbours:
         """Of all queries, as if nothing were known of what is right: re-ranked candidates, and others behind them."""
-        rows, own = np.arange(len(searched.queries)), benchmark.self_index
-        listed = self.files.known(benchmark) if self.files else None
-        if listed is None:
-            queries, gallery = searched.queries.globals_, searched.gallery.globals_
-            most = min(self.neighbours, len(gallery) - (own is not None))
-            listed = search(queries[rows], gallery, most, own)
-        else:
-            most = min(self.neighbours, listed.indices.shape[1] - (own is not None))
-            listed = arranged(listed.similarities, listed.indices, most, own)
-        reranked = self.rerank(replace(searched, rows=rows, neighbours=listed), reranker, self.depth)
-        return listed.reordered(reranked.order.numpy())
+        queries, gallery = searched.queries.globals_, searched.gallery.globals_
+        rows, most = np.arange(len(searched.queries)), len(gallery) - (self_index is not None)
+        found = nearest(queries, gallery, rows, min(self.neighbours, most), self_index, listed=listed)
+        order = self.rerank(replace(searched, rows=rows, neighbours=found), reranker, self.depth).order
+        return Neighbours(*(reordered(x, order) for x in (found.indices, found.similarities, found.behind)))
 
     @cached_property
     def device(self) -> torch.device:
         """Where the re-ranker is trained and evaluated."""
         return processes.device()
 
-    def searches(self, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable) -> dict[str, Search]:
-        """The search of each protocol under which something can be asked, of the first in any case."""
+    def searches(
+        self,
+        benchmark: Benchmark,
+        queries: SearchedTable,
+        gallery: SearchedTable,
+        listed: Neighbours | None = None,
+    ) -> dict[str, Search]:
+        """The search of each protocol under which something can be asked, of the first in any case.
+
+        Args:
+            listed: see `Search.of`.
+        """
         groups, own = benchmark.queries.labels, benchmark.self_index
-        listed = self.files.known(benchmark) if self.files else None
         searches: dict[str, Search] = {}
         for protocol, answers in benchmark.protocols.items():
             try:

@@ -186,9 +186,8 @@ def _reranker(spec: dict, layout):
 
     experiment, _ = prepare(spec["gin"], spec["set"], seed=0)
     global_dim, local_dim = spec["widths"]
-    made = experiment.make((global_dim, local_dim), layout.tokens)
-    if spec["whole"] and experiment.reranker:
-        made = experiment.model(seed=0)
+    loaded = spec["whole"] and experiment.reranker
+    made = experiment.model(seed=0) if loaded else experiment.make((global_dim, local_dim), layout.tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters = 0
     if isinstance(made, torch.nn.Module):

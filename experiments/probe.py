@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from experiments.command import guarded, run_folders
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
     from locore.datasets import Benchmark
+    from locore.descriptors import Descriptors
     from locore.evaluation.transitivity import Probed, ProbeLists
     from locore.report.probes import Link
 
@@ -68,9 +70,10 @@ def _probe(options: argparse.Namespace) -> int:
         for what in ("data", "pass_size", "extractor", "embedder"):
             if getattr(experiment, what) != getattr(first[1], what):
                 raise ValueError(f"'{first[0]}' and '{run}' differ in {what}; rows of one table are of the same lists.")
+    world = _world(first[1])
     found, probed = {}, {}
     for run, experiment in experiments.items():
-        found[run.name], lists, probed[run.name] = _one(run, experiment, options)
+        found[run.name], probed[run.name] = _one(run, experiment, world, options)
     command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
     made = provenance(0, f"# {command}\n")
     table = probes.markdown(found)
@@ -80,28 +83,52 @@ def _probe(options: argparse.Namespace) -> int:
     )
     files.write_json(options.out / "probe.json", {"runs": found, **made})
     probes.picture(options.out / "probe.png", found)
-    if lists is not None:  # the same under every run
-        benchmark = first[1].data.load()
-        probes.links(options.out / "links.png", _links(benchmark, lists, probed))
+    if world.lists is not None:
+        probes.links(options.out / "links.png", _links(world.benchmark, world.lists, probed))
     print(table)
     return 0
 
 
-def _one(
-    run: Path, experiment: Experiment, options: argparse.Namespace
-) -> tuple[dict[str, Any], ProbeLists | None, Probed | None]:
-    """The probes of one run: means and 95 % intervals, and on `posters` what was probed and each of its triples."""
-    import numpy as np
+@dataclass(frozen=True)
+class World:
+    """What the runs are probed on, the same for all of them.
 
-    from locore import checkpoints
+    Attributes:
+        queries, gallery: descriptors. lists: of the transitivity probe; None = on another benchmark than `posters`.
+    """
+
+    benchmark: Benchmark
+    queries: Descriptors
+    gallery: Descriptors
+    lists: ProbeLists | None
+
+
+def _world(experiment: Experiment) -> World:
+    """Of one of the runs, which agree in all that it follows from."""
     from locore.datasets.posters import Posters
-    from locore.evaluation.robustness import order_spread
-    from locore.evaluation.transitivity import probe, probe_lists, triples
+    from locore.evaluation.transitivity import probe_lists, triples
 
     benchmark = experiment.data.load()
     queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+    lists = None
+    if isinstance(benchmark.gallery, Posters) and isinstance(benchmark.queries, Posters):
+        chosen = triples(benchmark.queries, benchmark.gallery)
+        lists = probe_lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
+    return World(benchmark, queries, gallery, lists)
+
+
+def _one(
+    run: Path, experiment: Experiment, world: World, options: argparse.Namespace
+) -> tuple[dict[str, Any], Probed | None]:
+    """The probes of one run: means and 95 % intervals, and where there are triples what became of each."""
+    import numpy as np
+
+    from locore import checkpoints
+    from locore.evaluation.robustness import order_spread
+    from locore.evaluation.transitivity import probe
+
     model: Any = checkpoints.load(run).to(experiment.device)
-    searched = next(iter(experiment.searches(benchmark, queries, gallery).values()))
+    searched = next(iter(experiment.searches(world.benchmark, world.queries, world.gallery).values()))
     rows = np.sort(np.random.default_rng(0).permutation(len(searched.rows))[: options.queries])
     shared = experiment.device, experiment.at_once
     spread = order_spread(model, searched, experiment.pass_size, rows, *shared, options.orders)
@@ -111,15 +138,13 @@ def _one(
         f"order: {metric}": _mean(100 * spread.metric, groups),
         f"shuffled - searched: {metric}": _mean(100 * (spread.shuffled - spread.searched), groups),
     }
-    lists, probed = None, None
-    if isinstance(benchmark.gallery, Posters) and isinstance(benchmark.queries, Posters):
-        chosen = triples(benchmark.queries, benchmark.gallery)
-        lists = probe_lists(chosen, benchmark.queries, benchmark.gallery, queries, gallery, experiment.pass_size)
-        probed = probe(model, lists, queries, gallery, *shared)
-        measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
-        found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
-        found["trained with a link, %"] = _links_seen(experiment, benchmark)
-    return found, lists, probed
+    if world.lists is None:
+        return found, None
+    probed = probe(model, world.lists, world.queries, world.gallery, *shared)
+    measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
+    found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
+    found["trained with a link, %"] = _links_seen(experiment, world.benchmark)
+    return found, probed
 
 
 def _links_seen(experiment: Experiment, benchmark: Benchmark) -> dict[str, float]:
@@ -140,11 +165,12 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
     """Some of the triples, drawn with seed 0, with what became of the hard view under each run."""
     import numpy as np
 
+    from locore.evaluation.transitivity import EASY_PLACE, HARD_PLACE
     from locore.report.probes import Link
 
     shown = []
     for number in np.random.default_rng(0).permutation(len(lists))[:PICTURED]:
-        easy, hard = lists.candidates[number, :2].tolist()
+        easy, hard = (int(lists.candidates[number, place]) for place in (EASY_PLACE, HARD_PLACE))
         mask = lists.shared[number]
         said = [
             f"{name}: score {_fall(each.gain[number])} deviations of the list\n"

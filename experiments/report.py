@@ -18,7 +18,6 @@ from experiments.command import guarded, page_path, run_folders
 
 if TYPE_CHECKING:
     from locore.datasets import Benchmark
-    from locore.evaluation.explain import Explained
     from locore.report.page import Run
 
 
@@ -53,7 +52,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.queries < 1 or options.explained < 0:
         raise ValueError("--queries is 1 or more, --explained 0 or more.")
     folders = run_folders(options.runs)
-    runs: dict[str, list[Run]] = {}
+    runs: dict[str, list[tuple[Path, Run]]] = {}
     benchmarks: dict[str, Benchmark] = {}
     for folder in folders:
         missing = [name for name in ("metrics.json", RANKINGS, "config.gin") if not (folder / name).exists()]
@@ -66,11 +65,13 @@ def _report(options: argparse.Namespace) -> int:
             benchmarks[key] = data.load()
         if run.metrics.get("images") not in (None, benchmarks[key].fingerprint):
             raise ValueError(f"The images of '{folder}' have changed since; run it again.")
-        if options.explained:
-            run = replace(run, explained=_explained(folder, run, benchmarks[key], options))
-        runs.setdefault(key, []).append(run)
+        runs.setdefault(key, []).append((folder, run))
     try:
-        text = page([(benchmarks[key], found) for key, found in runs.items()], options.queries)
+        groups = [
+            (benchmark, [_explained(folder, run, benchmark, options) for folder, run in runs[key]])
+            for key, benchmark in benchmarks.items()
+        ]
+        text = page(groups, options.queries)
     except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"A run's files do not belong together ({error!r}); let these runs end again.") from error
     write_text(path, text)
@@ -78,22 +79,22 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explained(folder: Path, run: Run, benchmark: Benchmark, options: argparse.Namespace) -> dict[int, list[Explained]]:
-    """What moved the scores of the queries that gain most in the first protocol; nothing where it cannot be said."""
+def _explained(folder: Path, run: Run, benchmark: Benchmark, options: argparse.Namespace) -> Run:
+    """The run with what moved the scores of the queries that gain most in the first protocol, where it can be said."""
     from experiments.experiment import LISTWISE, prepare
     from locore import checkpoints
     from locore.evaluation.explain import explain
     from locore.report.page import SHOWN, drawn
     from locore.reranking.listwise import WEIGHTS, ListwiseReranker
 
-    if not (folder / WEIGHTS).exists():
-        return {}
+    if not options.explained or not (folder / WEIGHTS).exists():
+        return run
     try:
         experiment, _ = prepare([str(folder / "config.gin")], ["Experiment.language_model = None"], 0)
     except ValueError:  # a file that it was trained with has gone, which the rest of the page does without
-        return {}
+        return run
     if experiment.method != LISTWISE or experiment.files or experiment.embedder_rate:
-        return {}
+        return run
     model = checkpoints.load(folder).to(experiment.device)
     assert isinstance(model, ListwiseReranker)
     protocol, measured = next(iter(run.metrics["protocols"].items()))
@@ -102,7 +103,8 @@ def _explained(folder: Path, run: Run, benchmark: Benchmark, options: argparse.N
     gains = [float(row[f"reranked {main}"]) - float(row[f"global {main}"]) for row in rows]
     chosen = sorted(drawn(len(rows), options.queries), key=lambda row: -gains[row])[: options.explained]
     queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
-    return explain(model, queries, gallery, run.of(protocol), chosen, SHOWN, experiment.pass_size, experiment.device)
+    reads = experiment.pass_size, experiment.device
+    return replace(run, explained=explain(model, queries, gallery, run.of(protocol), chosen, SHOWN, *reads))
 
 
 if __name__ == "__main__":

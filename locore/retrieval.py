@@ -33,11 +33,10 @@ class Neighbours:
         """The head of every list."""
         return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.behind[:, :depth])
 
-    def reordered(self, order: np.ndarray) -> Neighbours:
-        """The same lists, their first K places put in `order` (Q, K)."""
-        heads = (np.take_along_axis(x, order, axis=1) for x in (self.indices, self.similarities, self.behind))
-        tails = (x[:, order.shape[1] :] for x in (self.indices, self.similarities, self.behind))
-        return Neighbours(*(np.concatenate(parts, axis=1) for parts in zip(heads, tails, strict=True)))
+    def others(self, self_index: np.ndarray | None) -> int:
+        """How many each list has besides the query itself, (Q,) its place in the gallery."""
+        with_itself = self_index is not None and bool((self.indices == self_index[:, None]).any())
+        return self.indices.shape[1] - with_itself
 
 
 class Table(Protocol):
@@ -46,6 +45,28 @@ class Table(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray: ...
+
+
+def nearest(
+    queries: Table,
+    gallery: Table,
+    rows: np.ndarray,
+    depth: int,
+    self_index: np.ndarray | None,
+    behind: list[np.ndarray] | None = None,
+    listed: Neighbours | None = None,
+) -> Neighbours:
+    """Of some queries, out of lists that someone has found, as far as these go, or searched.
+
+    Args:
+        rows: which of the queries. self_index: (Q,) of all queries. behind: of those rows.
+        listed: neighbours of all queries; None = they are searched. Others and errors as `search`.
+    """
+    own = None if self_index is None else self_index[rows]
+    if listed is None:
+        return search(queries[rows], gallery, depth, own, behind)
+    depth = min(depth, listed.others(self_index))
+    return arranged(listed.similarities[rows], listed.indices[rows], depth, own, behind)
 
 
 def search(

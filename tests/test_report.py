@@ -145,6 +145,11 @@ def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
         (tmp_path / "chamfer" / "metrics.json").write_text(json.dumps(damage))
         assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2
         assert "error: " in capsys.readouterr().err
+    shutil.copytree(folder / "listwise", tmp_path / "listwise")
+    metrics = (tmp_path / "listwise" / "queries.csv").read_text()
+    (tmp_path / "listwise" / "queries.csv").write_text(metrics.replace("reranked ", "again ", 1).replace("mAP@R", "AP"))
+    assert report.main([str(tmp_path / "listwise"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "do not belong together" in capsys.readouterr().err
     (tmp_path / "chamfer" / "rankings.npz").write_bytes(b"damaged")
     assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2
     assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "page.html").exists()

@@ -20,7 +20,7 @@ from locore.evaluation.metrics import relevance
 from locore.prefetch import ahead
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
-from locore.retrieval import Neighbours, arranged, search
+from locore.retrieval import Neighbours, nearest
 
 if TYPE_CHECKING:  # benchmarks say how they are measured, so their module imports this package
     from locore.datasets.benchmark import Answers, Relevance
@@ -76,19 +76,12 @@ class Search:
             ValueError: the gallery has fewer images than there are to be candidates, or the lists are shorter.
         """
 
-        def nearest(rows: np.ndarray, depth: int, behind: list[np.ndarray] | None = None) -> Neighbours:
-            own = None if self_index is None else self_index[rows]
-            if listed is None:
-                return search(queries.globals_[rows], gallery.globals_, depth, own, behind)
-            return arranged(listed.similarities[rows], listed.indices[rows], min(depth, available), own, behind)
-
-        if listed is not None:
-            with_itself = self_index is not None and bool((listed.indices == self_index[:, None]).any())
-            available = listed.indices.shape[1] - with_itself
-            if available < candidates:
-                raise ValueError(f"The shortlists have {available} candidates where {candidates} are wanted.")
+        found = queries.globals_, gallery.globals_
+        if listed is not None and (available := listed.others(self_index)) < candidates:
+            raise ValueError(f"The shortlists have {available} candidates where {candidates} are wanted.")
         if callable(answers):
-            answers = answers(nearest(np.arange(len(queries)), candidates).indices)
+            everyone = np.arange(len(queries))
+            answers = answers(nearest(*found, everyone, candidates, self_index, listed=listed).indices)
         rows = np.array([row for row, right in enumerate(answers.positive) if len(right)], dtype=np.int64)
         if not len(rows):
             raise NothingToAsk("No query of this protocol has a right image in the gallery.")
@@ -97,7 +90,8 @@ class Search:
         )
         positives = np.array([len(p) for p in positive])
         most = len(gallery) - (self_index is not None)
-        neighbours = nearest(rows, max(candidates, measures.depth(positives, most)), behind)
+        depth = max(candidates, measures.depth(positives, most))
+        neighbours = nearest(*found, rows, depth, self_index, behind, listed)
         right, ignored = (relevance(neighbours.indices, images) for images in (positive, junk))
         known = listed is not None
         asked = groups[rows]

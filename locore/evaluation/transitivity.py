@@ -71,8 +71,8 @@ def triples(queries: Posters, gallery: Posters) -> Triples:
 
 def have_links(images: Posters, neighbours: np.ndarray) -> np.ndarray:
     """(N,) bool: images on whose list (N, K) a view that shares nothing with them is linked to them by others."""
-    common, within, _ = overlaps(images, images)
-    answers = Transitive(common, within >= LINK, images.walls, images.walls)(neighbours)
+    common, _, _ = overlaps(images, images)
+    answers = Transitive(common, common >= LINK, images.walls, images.walls)(neighbours)
     return np.array([len(right) > 0 for right in answers.positive])
 
 

@@ -177,6 +177,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         Others: see `ListEmbedding`; `dropout` is also the head's.
     """
 
+    trained: dict[str, Any] | None = None  # what it was trained on, saved as it was loaded
+
     def __init__(
         self,
         encoder: SequenceEncoder | str,
@@ -200,7 +202,6 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         self.spec = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
         }  # what rebuilds it, saved beside the weights
-        self.trained: dict[str, Any] | None = None  # what it was trained on, saved as it was loaded
         self._hub_mixin_config = None  # no second file: the weights' own says what rebuilds it
         self.encoder = backbones.create(encoder, size, **(settings or {})) if isinstance(encoder, str) else encoder
         self.width = width = self.encoder.hidden_size
