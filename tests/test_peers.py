@@ -233,3 +233,19 @@ def test_what_is_wrong_is_said(images, tmp_path, capsys, method, line, words):
 def test_a_grid_that_is_none_is_said():
     with pytest.raises(ValueError, match="reads a square grid"):
         MapRRT(16, **SMALL)(Shortlist.random(1, 2, 7, 16, 8))
+
+
+def test_r2former_reads_weights_without_an_upper_end_as_shares_of_the_largest():
+    model, _ = published("r2former")
+    shortlist = lists("r2former")
+    both = [i.weight / i.weight.amax(-1, keepdim=True) for i in (shortlist.query, shortlist.candidates)]
+    found = []
+    for times in (1.0, 40.0):
+        query, candidates = (
+            replace(image, weight=times * weight)
+            for image, weight in zip((shortlist.query, shortlist.candidates), both, strict=True)
+        )
+        found.append(model.rerank(replace(shortlist, query=query, candidates=candidates)).scores)
+    torch.testing.assert_close(*found)
+    other = model.rerank(replace(shortlist, query=replace(shortlist.query, weight=both[0] / 2)))
+    assert not torch.allclose(other.scores, found[0], atol=1e-6)  # it is read at all

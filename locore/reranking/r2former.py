@@ -69,7 +69,7 @@ class R2Former(PairwiseReranker):
         """(N, 2 L, matches, 7): of each of the query's locals the pairs with its most similar ones, then of each of the
         candidate's; the query's numbers come first in all of them, as in the published code.
         """
-        numbers = [torch.cat([i.position, i.weight[..., None]], dim=-1).clamp(0, 1) for i in (query, candidate)]
+        numbers = [torch.cat([i.position, _attention(i)[..., None]], dim=-1).clamp(0, 1) for i in (query, candidate)]
         alike = F.normalize(query.local, dim=-1) @ F.normalize(candidate.local, dim=-1).mT
         alike = alike.masked_fill(~(query.mask[:, :, None] & candidate.mask[:, None, :]), -1.0)
         rows = torch.arange(len(alike), device=alike.device)[:, None, None]
@@ -86,6 +86,11 @@ class R2Former(PairwiseReranker):
         for block in blocks:
             tokens = block(tokens)
         return self.decoder_norm(tokens)[:, 0]
+
+
+def _attention(image: Descriptors) -> Tensor:
+    """(N, L): the weights of the locals; of a detector that has no upper end, such as the norm, over the largest."""
+    return image.weight / image.weight.amax(dim=1, keepdim=True).clamp(min=1)
 
 
 def places(position: Tensor, width: int) -> Tensor:
