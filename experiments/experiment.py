@@ -22,7 +22,7 @@ from experiments import outcome
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
 from experiments.data import Data
 from experiments.described import Files
-from experiments.learning import Learned, learn
+from experiments.learning import Learned, chosen, learn
 from experiments.provenance import provenance
 from experiments.stages import Stages
 from locore import checkpoints, files, processes
@@ -64,7 +64,8 @@ class Experiment:
         before: re-rankers without weights that reorder the list first, each with how much of it, None = all candidates:
             a `Cascade`. They take no part in training.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
-        alpha, temperature: of the ensemble; None = chosen on held-out training classes.
+        alpha, temperature: of the ensemble; None = chosen on held-out training classes, or where nothing is trained, on
+            a benchmark that is there to choose by (gldv2's public part).
         reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
         published: what `locore.load` has to be told of the published one.
         files: descriptors that someone has extracted; None = the extractor's.
@@ -143,11 +144,6 @@ class Experiment:
             raise ValueError(f"Experiment.temperature = {self.temperature} must be above 0.")
         if (self.alpha is None) != (self.temperature is None):
             raise ValueError("Experiment.alpha and Experiment.temperature go together.")
-        if self.reranker and self.ensemble and self.alpha is None:
-            raise ValueError(
-                "An ensemble is chosen on held-out training classes, never on what is asked; with Experiment.reranker "
-                "give Experiment.alpha and temperature, or Experiment.ensemble = False."
-            )
         if self.files and self.trains and not self.files.train_global:
             raise ValueError(
                 "Experiment.files have no training images' descriptors; give Files.train_global and train_local, or "
@@ -283,6 +279,11 @@ class Experiment:
             benchmark = self.data.load()
             if self.trains:
                 self._check(self.data.training_images(benchmark))
+            elif self.reranker and self.ensemble and self.alpha is None and not benchmark.validation:
+                raise ValueError(
+                    "An ensemble is chosen on held-out training classes or on gldv2's public part, never on what is "
+                    "asked; give Experiment.alpha and temperature, or Experiment.ensemble = False."
+                )
         with stage("descriptors"):
             queries, gallery = (
                 self.files.tables(benchmark)
@@ -303,6 +304,15 @@ class Experiment:
         model = self._evaluated(learned, queries, seed) if self.has_weights else self._untrained(self.method)
         fixed = self.alpha is not None and self.temperature is not None and self.ensemble
         ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
+        if benchmark.validation and self.ensemble and not fixed and not self.trains:
+            with stage("ensemble"):
+                ensemble = chosen(self, next(iter(searches.values())), model)
+            log.info(
+                "The ensemble was chosen on these queries: Experiment.alpha = %s, Experiment.temperature = %s are for "
+                "the tests.",
+                ensemble.alpha,
+                ensemble.temperature,
+            )
         with stage("evaluation"):
             whole = self.whole(model)
             rankings = self._rerank_protocols(searches, whole)

@@ -20,7 +20,7 @@ from locore.descriptors.unseen import WHOLE
 from locore.descriptors.views import AnyView, View
 from locore.evaluation import MetricLearning, Search
 from locore.report import pictures
-from locore.reranking import Ensemble, ListwiseReranker
+from locore.reranking import Ensemble, ListwiseReranker, Reranker
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker
 from locore.retrieval import search
@@ -111,13 +111,17 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     ensemble = None
     if experiment.ensemble and experiment.alpha is None:
         with stage("ensemble"):
-            held_out = experiment.rerank(described_anew(), model, experiment.pass_size)
-            ensemble = Ensemble.fit(
-                held_out.similarities,
-                held_out.comparable_scores,
-                lambda order: validation.metrics(order)["mAP@R"].mean(),
-            )
+            ensemble = chosen(experiment, described_anew(), model)
     return Learned(model, ensemble, extractor)
+
+
+def chosen(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble:
+    """The ensemble that is best on a search that validates, of as many candidates as one pass has."""
+    found = experiment.rerank(validation, model, experiment.pass_size)
+    main = validation.measures.main
+    return Ensemble.fit(
+        found.similarities, found.comparable_scores, lambda order: validation.metrics(order)[main].mean()
+    )
 
 
 def _absolute(name: str) -> str:

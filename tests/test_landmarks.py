@@ -16,9 +16,11 @@ from experiments.run import main
 from locore.datasets import benchmarks
 from locore.descriptors import ames
 from locore.descriptors.ames import Locals, Stored
+from locore.descriptors.store import Rows
 from locore.evaluation import Revisited, Search, rerank_protocols
 from locore.evaluation.metrics import relevance
 from locore.reranking import Ensemble, Ranking, Shortlist, Windows
+from locore.reranking.ensemble import ALPHAS, TEMPERATURES
 from locore.reranking.reranker import rerankers
 from locore.retrieval import search
 
@@ -85,6 +87,51 @@ def test_every_protocol_is_what_the_library_gives(folder, tmp_path):
         search = Search.of(queries, gallery, answers, benchmark.queries.labels, None, 30, Revisited())
         order = search.rerank(model, 30, 7, torch.device("cpu")).order
         assert measured["ensemble"]["mAP"] == pytest.approx(100 * search.metrics(order)["mAP"].mean(), abs=1e-3)
+
+
+def test_an_ensemble_is_chosen_on_gldv2s_public_part(folder, tmp_path, capsys):
+    random, asked, images = np.random.default_rng(0), 30, 60
+    root = tmp_path / "gldv2"
+    root.mkdir()
+    names = [f"a{number:05}" for number in range(images)]
+    (root / "index.csv").write_text("\n".join(["id", *names]) + "\n")
+    rows = [
+        f"q{number:05},{' '.join(random.choice(names, 6, replace=False))},{'Public' if number < 20 else 'Private'}"
+        for number in range(asked)
+    ]
+    (root / "retrieval_solution_v2.1.csv").write_text("\n".join(["id,images,Usage", *rows]) + "\n")
+    for name, count in (("query", asked), ("gallery", images)):
+        globals_ = random.normal(size=(count, GLOBAL)).astype(np.float32)
+        ames.write_globals(root / f"{name}_global", globals_ / np.linalg.norm(globals_, axis=1, keepdims=True))
+        features = random.normal(size=(count, LOCALS, 5 + WIDTH)).astype(np.float16)
+        features[..., 2:4] = 0
+        ames.write_locals(root / f"{name}_local", features)
+    lines = [
+        "Data.benchmark = 'gldv2'",
+        f"gldv2.root = '{root}'",
+        *(f"Files.{name} = '{root / name}'" for name in FILES),
+        "Experiment.alpha = None",
+        "Experiment.temperature = None",
+    ]
+    assert run(folder, tmp_path / "public", *lines) == 0
+    metrics = json.loads((tmp_path / "public" / "metrics.json").read_text())
+    assert f"Experiment.alpha = {metrics['alpha']}," in capsys.readouterr().err
+
+    benchmark = benchmarks.create("gldv2", root=str(root))
+    queries = Stored(ames.read_globals(root / "query_global", asked), Locals(root / "query_local", asked, LOCALS))
+    gallery = Stored(ames.read_globals(root / "gallery_global", images), Locals(root / "gallery_local", images, LOCALS))
+    public = Rows(queries, torch.arange(20))
+    searched = Search.of(public, gallery, benchmark.protocols["all"], np.arange(20), None, 30, benchmark.measures)
+    found = searched.rerank(locore.load(folder, **PUBLISHED), 20, 7, torch.device("cpu"))
+
+    def quality(alpha, temperature):
+        return searched.metrics(found.ensemble(Ensemble(alpha, temperature)))["mAP@100"].mean()
+
+    best = max(quality(alpha, temperature) for alpha in ALPHAS for temperature in TEMPERATURES)
+    assert quality(metrics["alpha"], metrics["temperature"]) == pytest.approx(best) > quality(1.0, 1.0)
+
+    assert run(folder, tmp_path / "private", *lines, "gldv2.part = 'private'") == 2
+    assert "never on what is asked" in capsys.readouterr().err
 
 
 def test_lists_that_protocols_share_are_re_ranked_once(folder):

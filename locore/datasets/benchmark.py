@@ -128,6 +128,7 @@ class Benchmark:
             function of these, (Q, K) gallery indices.
         self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
         measures: what the benchmark reports.
+        validation: its queries are there to choose by, none of its numbers is a test's.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Benchmark:
     protocols: Mapping[str, Answers]
     self_index: np.ndarray | None = None
     measures: Measures = field(default_factory=MetricLearning)
+    validation: bool = False
 
     @property
     def fingerprint(self) -> str:

@@ -65,6 +65,7 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
         gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), NOBODY)),
         protocols={"all": Relevance.without_junk(positive)},
         measures=MapAt100(),
+        validation=part == "public",
     )
 
 
