@@ -66,8 +66,8 @@ class Experiment:
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes, or where nothing is trained, on
             a benchmark that is there to choose by (gldv2's public part).
-        reranker: a run folder, or one with the published LOCORE, that is evaluated as it is; None = one is trained.
-        published: what `locore.load` has to be told of the published one.
+        reranker: a run folder, or published weights, evaluated as they are; None = one is trained.
+        published: what `locore.load` has to be told of published weights.
         files: descriptors that someone has extracted; None = the extractor's.
         positions, score, global_token, dropout: see `ListwiseReranker`.
         positions_at_least: rows of its position table, where a list has fewer tokens.
@@ -206,7 +206,10 @@ class Experiment:
     def model(self, seed: int) -> ListwiseReranker | PairwiseReranker:
         """The re-ranker with its starting weights, or the one that is evaluated as it is."""
         if self.reranker:
-            return checkpoints.load(Path(self.reranker).expanduser(), **self.published)
+            loaded = checkpoints.load(Path(self.reranker).expanduser(), **self.published)
+            if (method := loaded.spec.get("method", LISTWISE)) != self.method:
+                raise ValueError(f"'{self.reranker}' is a '{method}'; give Experiment.method = '{method}'.")
+            return loaded
         torch.manual_seed(seed)
         model = self.make(self.widths, self.tokens_at_most)
         assert isinstance(model, ListwiseReranker | PairwiseReranker)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.longformer import Longformer
-from locore import checkpoints, weights
+from locore import published, weights
 from locore.reranking.listwise import FIRST_ROW, WEIGHTS, ListwiseReranker
 
 NOT_USED = r"embeddings\.(word_embeddings|position_ids|token_type_ids)|pooler\.|lm_head\.|cls\."
@@ -54,10 +54,10 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
     tensors["embeddings.position_embeddings.weight"] = _positions(rows, len(wanted["embedding.position.weight"]), long)
     tensors["sep_embedding"] = words[config.get("sep_token_id") or config.get("eos_token_id") or SEP]
     tensors["pad_embedding"] = words[config.get("pad_token_id") or PAD]
-    started = checkpoints.from_published({f"language_model.longformer.{name}": v for name, v in tensors.items()})
+    started = published.from_published({f"language_model.longformer.{name}": v for name, v in tensors.items()})
     own = ("embedding.local", "embedding.global_", "embedding.scale", "head")
     kept = {name: value for name, value in wanted.items() if name.startswith(own)}
-    checkpoints.fill(model, {**started, **kept}, str(folder))
+    weights.fill(model, {**started, **kept}, str(folder))
 
 
 def _positions(rows: Tensor, wanted: int, interpolated: bool) -> Tensor:

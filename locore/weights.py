@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from locore.files import atomic
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "state")  # in which people save a state dict
 
 
 def of(module: nn.Module) -> dict[str, Tensor]:
@@ -30,3 +35,45 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """What is in a file of safetensors or of torch.save, also of a training checkpoint or of a model in parallel.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is damaged, or no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return read(path)[0]
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
+    for wrapper in WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], said: str) -> None:
+    """Load a state dict whole.
+
+    Raises:
+        ValueError: tensors are missing, left over or of the wrong shape; the message lists them.
+    """
+    wanted = module.state_dict()
+    wrong = {
+        "missing": [name for name in wanted if name not in tensors],
+        "left over": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    if any(wrong.values()):
+        lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise ValueError(f"The tensors of '{said}' do not fit its model: {lists}.")
+    module.load_state_dict(tensors)

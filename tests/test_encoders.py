@@ -9,7 +9,7 @@ from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 from backbones import ListLayout, available, create
 from backbones.mamba import Direction, mix
 from backbones.ops.wkv import wkv
-from locore.checkpoints import from_published
+from locore.published import from_published
 
 
 @pytest.mark.parametrize("layout", [ListLayout(11, 9), ListLayout(7, 30)])

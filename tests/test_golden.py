@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import locore
-from locore.checkpoints import from_published
 from locore.descriptors import Descriptors
+from locore.published import from_published
 from locore.reranking import ListwiseReranker, Shortlist
 
 FOLDER = Path(os.environ.get("LOCORE_GOLDEN", Path(__file__).parent / "golden"))
@@ -106,11 +106,14 @@ def test_a_published_folder_loads_by_one_call_and_scores_the_same(case, tmp_path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("scale_encoder.weight"), "has no 'embedding.scale.weight'"),
+        (lambda t: t.pop("scale_encoder.weight"), "has no embedding.scale.weight"),
         (lambda t: t.pop("language_model.classifier.bias"), "missing: head.bias"),
         (lambda t: t.update({"scale_encoder.bias": torch.zeros(3)}), "left over: embedding.scale.bias"),
         (lambda t: t.update({"language_model.classifier.bias": torch.zeros(3)}), r"head.bias \(3,\) for \(2,\)"),
-        (lambda t: t.update({"word_embeddings": torch.zeros(3)}), "'word_embeddings' is no tensor of a published"),
+        (
+            lambda t: t.update({"word_embeddings": torch.zeros(3)}),
+            "No tensors of a published LOCORE checkpoint: word_embeddings",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_listed(change, words, tmp_path):

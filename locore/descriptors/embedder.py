@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -225,18 +224,10 @@ def _load(network: nn.Module, path: Path) -> None:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """What is in a file of safetensors or of torch.save."""
     try:
-        if path.suffix == ".safetensors":
-            return weights.read(path)[0]
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return weights.state_dict(path)
     except FileNotFoundError:
         raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
-    return found
 
 
 def _without_classifier(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:

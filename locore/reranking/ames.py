@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.pairwise import PairwiseReranker, count_layers
 from locore.reranking.reranker import rerankers
 
 
@@ -66,6 +68,16 @@ class AMES(PairwiseReranker):
         self.remap_local = nn.Sequential(nn.Linear(local_dim, width), nn.LayerNorm(width))
         self.decoder = Decoder(width, depth, heads, inner)
         self.classifier = nn.Linear(width, 1)
+
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        if "mtc_token" not in tensors:
+            return None
+        width, local_dim = tensors["remap_local.0.weight"].shape
+        inner = len(tensors["decoder.layers.0.linear1.weight"])
+        # Heads of size 64, as the published ones have; another number cannot be seen and has to be given.
+        heads, layers = max(1, width // 64), count_layers(tensors, "decoder.layers.")
+        return {"local_dim": local_dim, "width": width, "depth": layers, "heads": heads, "inner": inner}
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""

@@ -5,6 +5,8 @@ Under the names of the published weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +74,13 @@ class CVNet(PairwiseReranker):
         self.width = compressed
         self.conv2ds = nn.ModuleList(nn.Conv2d(local_dim, compressed, 3, padding=1, bias=False) for _ in SCALES)
         self.cv_learner = Learner()
+
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        if not any(name.startswith("cv_learner.") for name in tensors):
+            return None
+        compressed, local_dim = tensors["conv2ds.0.weight"].shape[:2]
+        return {"local_dim": local_dim, "compressed": compressed}
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) of a match over no match."""

@@ -26,6 +26,15 @@ class PairwiseReranker(nn.Module, ABC):
     spec: dict[str, Any]
     trained: dict[str, Any] | None = None
 
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        """The settings that tensors under published names show; None = they are another model's.
+
+        Raises:
+            KeyError: they are this one's, and one that shows a setting is missing.
+        """
+        return None
+
     @abstractmethod
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs, leading dimensions (N,) -> (N,) that they match."""
@@ -68,6 +77,12 @@ class PairwiseReranker(nn.Module, ABC):
         return function(shortlist.query[rows], candidates).view(batch, count)
 
 
+def count_layers(tensors: dict[str, Tensor], prefix: str) -> int:
+    """How many layers have tensors, whose names start with such a prefix and a number."""
+    numbers = (name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix))
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
 def square(image: Descriptors) -> int:
     """Side of the grid that an image's locals are.
 
@@ -92,8 +107,10 @@ def without_weights() -> list[str]:
     return [name for name in rerankers.available() if not is_learned(name)]
 
 
-def create(method: str, size: str, local_dim: int, global_dim: int, settings: dict[str, Any]) -> PairwiseReranker:
-    """One of these for descriptors of such widths, in a named size.
+def create(
+    method: str, size: str, local_dim: int | None, global_dim: int | None, settings: dict[str, Any]
+) -> PairwiseReranker:
+    """One of these for descriptors of such widths, None = of any, in a named size.
 
     Raises:
         ValueError: unknown name, size or setting, or widths that it cannot be built for.

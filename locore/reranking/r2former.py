@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.pairwise import PairwiseReranker, count_layers
 from locore.reranking.reranker import rerankers
 
 PAIR = 7  # numbers of a pair of locals: x, y, weight of either, and their similarity
@@ -43,6 +45,18 @@ class R2Former(PairwiseReranker):
         self.decoder_norm = nn.LayerNorm(width)
         self.pair_head, self.pair_head_2 = nn.Linear(PAIR, width), nn.Linear(width, width)
         self.decoder_pred = nn.Linear(width, 2)
+
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        if "pair_head.weight" not in tensors:
+            return None
+        return {
+            "width": (width := len(tensors["pair_head.weight"])),
+            "heads": max(1, width // 64),
+            "depth": count_layers(tensors, "blocks."),
+            "pair_depth": count_layers(tensors, "blocks_2."),
+            "patches": tensors["decoder_pos_embed"].shape[1] - 1,
+        }
 
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,): the global similarity and the probability of a match, weighted by what is learned."""

@@ -114,7 +114,7 @@ def at_least(reranker: object, **least: float) -> None:
 def reads_other(reranker: object, described: Descriptors) -> str | None:
     """What a re-ranker reads and these descriptors are not, in words; None = they fit."""
     for name, width in (("local_dim", described.local.shape[-1]), ("global_dim", described.global_.shape[-1])):
-        wanted = getattr(reranker, "spec", {}).get(name, width)
+        wanted = getattr(reranker, "spec", {}).get(name) or width
         if wanted != width:
             return f"descriptors of {name} {wanted}, these have {width}"
     return None

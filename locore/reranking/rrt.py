@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker, square
+from locore.reranking.pairwise import PairwiseReranker, count_layers, square
 from locore.reranking.reranker import rerankers
 
 SCALES = 7  # that DELG's descriptors have
@@ -25,6 +27,14 @@ def _projection(local_dim: int, width: int) -> nn.Module:
 def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(width, heads, inner, dropout, batch_first=True)
     return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+
+
+def _shown(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Settings that both forms' tensors show; heads are not among them, 4 as published."""
+    inner, width = tensors["encoder.layers.0.linear1.weight"].shape
+    local_dim = tensors["local.weight"].shape[1] if "local.weight" in tensors else width
+    layers = count_layers(tensors, "encoder.layers.")
+    return {"local_dim": local_dim, "width": width, "depth": layers, "heads": 4, "inner": inner}
 
 
 @rerankers.register("rrt", mini=MINI, base=BASE)
@@ -52,6 +62,10 @@ class RRT(PairwiseReranker):
         self.remap = nn.Linear(global_dim, width)
         self.scale_encoder, self.seg_encoder = nn.Embedding(SCALES, width), nn.Embedding(6, width)
         self.classifier = nn.Linear(width, 1)
+
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        return _shown(tensors) | {"global_dim": tensors["remap.weight"].shape[1]} if "remap.weight" in tensors else None
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""
@@ -92,6 +106,10 @@ class MapRRT(PairwiseReranker):
         self.encoder = _encoder(width, depth, heads, inner, dropout)
         self.seg_encoder = nn.Embedding(4, width)
         self.classifier = nn.Linear(width, 1)
+
+    @classmethod
+    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+        return _shown(tensors) if "seg_encoder.weight" in tensors and "remap.weight" not in tensors else None
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits.
