@@ -2,7 +2,8 @@
 
 Reads finished runs of experiments.run and leaves one HTML file that opens from disk, without a network: a table that
 sorts, quality against cost, recall curves, a query's metric under one run against another's, and every query with its
-list before and after; of some queries of a list-wise run also which tokens moved a candidate's score.
+list before and after; of some queries of a list-wise run also which tokens moved a candidate's score, and what the
+probes of runs found.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="queries of each list-wise run, those that gain most, of which a click shows what moved a score\n"
         "(default 20; 0 = none)",
     )
+    parser.add_argument(
+        "--probes", type=Path, metavar="FOLDER", help="also show what experiments.probe left in this folder"
+    )
     parser.add_argument("--queries", type=int, default=1000, help="shown of each protocol at most, drawn with seed 0")
     options = parser.parse_args(arguments)
     return guarded(lambda: _report(options))
@@ -47,11 +51,13 @@ def _report(options: argparse.Namespace) -> int:
     from experiments.experiment import RANKINGS
     from locore.files import write_text
     from locore.report.page import Run, page
+    from locore.report.probes import Probes
 
     path = page_path(options.out, "--out")
     if options.queries < 1 or options.explained < 0:
         raise ValueError("--queries is 1 or more, --explained 0 or more.")
     folders = run_folders(options.runs)
+    probes = Probes.read(options.probes) if options.probes else None
     runs: dict[str, list[tuple[Path, Run]]] = {}
     benchmarks: dict[str, Benchmark] = {}
     for folder in folders:
@@ -71,7 +77,7 @@ def _report(options: argparse.Namespace) -> int:
             (benchmark, [_explained(folder, run, benchmark, options) for folder, run in runs[key]])
             for key, benchmark in benchmarks.items()
         ]
-        text = page(groups, options.queries)
+        text = page(groups, options.queries, probes)
     except (LookupError, TypeError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"A run's files do not belong together ({error!r}); let these runs end again.") from error
     write_text(path, text)

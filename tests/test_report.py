@@ -9,7 +9,7 @@ import torch
 from small import QUICK, write_glyphs
 
 import locore
-from experiments import report
+from experiments import probe, report
 from experiments.experiment import prepare
 from experiments.run import main
 from locore.reranking import Shortlist
@@ -129,6 +129,40 @@ def test_charts_are_drawn_and_the_theme_turns(opened):
     assert colours[0] != colours[1]
     opened.set_viewport_size({"width": 360, "height": 700})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, browser, tmp_path, capsys):
+    world = [f"posters.{n} = {v}" for n, v in {"walls": 9, "views": 16, "queries": 12, "distractors": 5}.items()]
+    lines = [line for line in QUICK if not line.startswith("Data.")]
+    lines += [*world, "Data.benchmark = 'posters'", "Extractor.grid = 4", "Experiment.ensemble = False"]
+    arguments = [part for line in lines for part in ("--set", line)]
+    walls = tmp_path / "walls"
+    assert main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(walls)]) == 0
+    assert probe.main([str(walls), "--queries", "4", "--orders", "3", "--out", str(tmp_path / "probes")]) == 0
+    of = [str(folder / "listwise"), str(walls), "--explained", "0", "--out", str(tmp_path / "page.html")]
+    assert report.main([*of, "--probes", str(tmp_path / "probes")]) == 0
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.locator("#summary tbody tr:not(.reference) td:first-child").all_inner_texts() == ["listwise"]
+    page.locator("#benchmark").select_option("1")
+    assert page.locator("#summary tbody tr:not(.reference) td:first-child").all_inner_texts() == ["walls"]
+    metrics = json.loads((walls / "metrics.json").read_text())["protocols"]
+    assert len(metrics) > 2
+    for protocol, values in metrics.items():
+        page.locator("#protocol").select_option(protocol)
+        shown = page.locator("#summary tbody tr.reference").first.locator("td").nth(3).inner_text()
+        assert float(shown) == pytest.approx(values["global"]["mAP"], abs=0.051)
+        assert page.locator("article.query").count() == min(20, values["queries"])
+    found = json.loads((tmp_path / "probes" / "probe.json").read_text())["runs"]["walls"]
+    gain = page.locator("#probes tbody tr").first.locator("td").nth(1 + list(found).index("transitivity gain"))
+    assert gain.inner_text().startswith(f"{found['transitivity gain']['mean']:.2f} [")
+    assert page.evaluate("document.getElementById('links').naturalWidth") > 500
+    page.close()
+    (tmp_path / "probes" / "probe.json").write_text('{"runs": {"walls": {"x": {}}}}')
+    assert report.main([*of, "--probes", str(tmp_path / "probes")]) == 2
+    assert "probe.json' is damaged" in capsys.readouterr().err
+    assert report.main([*of, "--probes", str(tmp_path)]) == 2
+    assert "has no probe.json" in capsys.readouterr().err
 
 
 def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):

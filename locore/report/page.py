@@ -19,6 +19,7 @@ from locore.datasets import Benchmark, ImageSet
 from locore.evaluation import interval
 from locore.evaluation.explain import Explained
 from locore.progress import track
+from locore.report.probes import Probes, meaning, shown
 
 SHOWN = 10  # places of a list
 SIDE, QUALITY = 96, 70  # of a picture, pixels and WebP's
@@ -61,11 +62,12 @@ class Run:
         return {n.split("/")[1]: value for n, value in self.lists.items() if n.startswith(f"{protocol}/")}
 
 
-def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
+def page(groups: list[tuple[Benchmark, list[Run]]], queries: int, probes: Probes | None = None) -> str:
     """The page.
 
     Args:
         groups: runs by what they were measured on. queries: how many are shown of each protocol at most.
+        probes: of some of the runs; None = the page goes without.
 
     Raises:
         ValueError: runs of one benchmark have other queries or protocols than each other.
@@ -76,7 +78,7 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int) -> str:
         text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     except ValueError as error:
         raise ValueError("A run has metrics that are not finite; let it end again.") from error
-    return rendered("page.html.j2", data=text, plotly=get_plotlyjs())
+    return rendered("page.html.j2", data=text, plotly=get_plotlyjs(), probes=probes, meaning=meaning, shown=shown)
 
 
 def drawn(count: int, queries: int) -> list[int]:

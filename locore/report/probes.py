@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +14,37 @@ from locore.report.pictures import plt, save
 
 Found = dict[str, dict[str, dict[str, float]]]  # run -> measure -> mean, low and high
 
+# What a measure says, by the start of its name.
+MEANING = {
+    "order: score": "deviation of a candidate's score over random orders of its list",
+    "order: ": "deviation of a query's metric over these orders, in points",
+    "shuffled - searched": "the metric over these orders less that of the order of the search, in points",
+    "transitivity gain": "what the hard view's score falls by, in deviations of its list's scores, when the easy "
+    "view's descriptors of what both show are replaced",
+    "elsewhere": "the same when as many descriptors of something else in the easy view are replaced",
+    "places": "how many places the hard view falls by in the first case, the easy view not counted",
+    "trained with a link": "share of training images with a linked view among the neighbours that their lists are of",
+}
+
+
+def meaning(name: str) -> str:
+    """What a measure says."""
+    return next(said for start, said in MEANING.items() if name.startswith(start))
+
+
+def shown(value: float) -> str:
+    """With two digits, and no sign before nothing."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
 
 def markdown(found: Found) -> str:
     """A row a run: means with 95 % intervals."""
     names = list(next(iter(found.values())))
     lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for run, values in found.items():
-        cells = (f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in (values[name] for name in names))
+        cells = (f"{shown(v['mean'])} [{shown(v['low'])}, {shown(v['high'])}]" for v in (values[n] for n in names))
         lines.append(f"| {run.replace('|', '/')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(f"- *{name}*: {meaning(name)}." for name in names)]) + "\n"
 
 
 def picture(path: Path, found: Found) -> None:
@@ -91,3 +115,32 @@ def links(path: Path, shown: list[Link]) -> None:
         for axis in row:
             axis.set_axis_off()
     save(figure, path)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What `experiments.probe` left in a folder.
+
+    Attributes:
+        found: see `Found`. links: its picture of triples, a PNG in base64; None = another benchmark has none.
+    """
+
+    found: Found
+    links: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Probes:
+        """From its folder.
+
+        Raises:
+            ValueError: it has none, or is damaged.
+        """
+        try:
+            found = json.loads((folder / "probe.json").read_text())["runs"]
+            markdown(found)  # reads all that is shown
+            picture = folder / "links.png"
+            return cls(found, base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None)
+        except FileNotFoundError:
+            raise ValueError(f"'{folder}' has no probe.json; give the --out of experiments.probe.") from None
+        except (json.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise ValueError(f"'{folder / 'probe.json'}' is damaged; run experiments.probe again.") from error

@@ -20,8 +20,8 @@ CONFIDENCE = 0.999  # that no better transformation is there, where iterations e
 class Geometric:
     """RANSAC (Fischler and Bolles 1981; as spatial verification, Philbin et al. 2007) on mutual matches, by OpenCV.
 
-    It is OpenCV's USAC (Raguram et al. 2013), whose 10,000 iterations take a tenth of the time of 1,000 of its older
-    `RANSAC`, and find more.
+    It is OpenCV's USAC (Raguram et al. 2013), of which 10,000 iterations take a tenth of the time of 1,000 of its older
+    `RANSAC`.
 
     Attributes:
         transformation: "homography" or "affine". iterations: of RANSAC at most.
