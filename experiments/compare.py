@@ -1,8 +1,9 @@
 """Compare re-rankers:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
 
 Runs every gin file with every seed (what is not trained with the first one), each in a process of its own, and makes a
-table (Markdown, CSV, LaTeX) and a picture. A run whose metrics are in the results folder already, from the same
-configuration, is not run again; one that fails is named in the table and does not end the others.
+table (Markdown, CSV, LaTeX), the differences of any two rows (differences.csv) and a picture. A run whose metrics are in
+the results folder already, from the same configuration, is not run again; one that fails is named in the table and does
+not end the others.
 
   --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results (default: results)
   --costs                    let all rows re-rank a random list in turn, in processes that are alive at once, for what
@@ -30,6 +31,8 @@ from experiments.costs import side_by_side
 from experiments.experiment import Experiment, prepare
 from locore import files
 from locore.report import comparison
+
+DIFFERENCES = "differences.csv"
 
 
 @dataclass(frozen=True)
@@ -170,18 +173,21 @@ def _write(board: Board, finished: dict[str, list[dict]], failed: dict[str, str]
     per_query = {
         name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
     }
-    text = []
+    text, differences = [], {}
     for protocol, rows in tables.items():
         heading = f"**{protocol}**\n\n" if len(tables) > 1 else ""
         text.append(heading + comparison.markdown(rows))
-        if finished:
+        if len(finished) > 1:
             shown = comparison.columns(finished, protocol)
-            text.append(comparison.differences(per_query, shown, protocol))
+            differences[protocol] = comparison.differences(per_query, shown, protocol)
+            text.append(comparison.of_the_first(differences[protocol], DIFFERENCES))
     if finished:
         text.append(comparison.made(finished, command_line, costs))
         comparison.picture(results / "table.png", finished)
     files.write_text(results / "table.md", "\n".join(part for part in text if part))
     files.write_text(results / "table.csv", comparison.csv_text(tables))
+    if differences:
+        files.write_text(results / DIFFERENCES, comparison.csv_text(differences))
     files.write_text(
         results / "table.tex", "\n\n".join(f"% {p}\n{comparison.latex(t)}" for p, t in tables.items()) + "\n"
     )

@@ -1,5 +1,6 @@
 """One table from several runs: finished ones are not run again, a failing one is named."""
 
+import csv
 import json
 import re
 import sys
@@ -81,6 +82,14 @@ def test_a_table_for_each_benchmark_with_what_a_list_costs(arguments, tmp_path):
         assert costs["chamfer"]["stored"] == costs["good"]["stored"] == 4 * 1280 + 2 * 4 * (5 + 112)
         assert costs["superglobal"]["stored"] == 4 * 1280  # which reads no locals
         assert f"{costs['good']['stored']:,}" in (results / name / "table.md").read_text()
+        with open(results / name / "table.csv", newline="") as file:
+            table = {row[""]: row for row in csv.DictReader(file)}
+        points = [(costs[row]["ms"], float(table[row]["mAP@R"].split()[0]), row) for row in costs]
+        for ms, quality, row in points:  # to the digit that is shown
+            beaten = any(m < ms and q > quality for m, q, _ in points)
+            assert not (beaten and table[row]["front"])
+        assert any(table[row]["front"] == "yes" for row in costs)
+        assert (results / name / "differences.csv").read_text().startswith("protocol,first,second,R@1")
     assert (results / "pareto.png").stat().st_size > 1000
 
 
@@ -141,11 +150,15 @@ def test_two_backbones_are_compared_on_the_same_queries():
         return [{"protocol": "all", "class": g, "reranked R@1": str(v)} for g, v in zip(groups, values, strict=True)]
 
     per_query = {"one": [run(1, 1, 1, 1, 0, 0), run(1, 1, 1, 1, 1, 1)], "other": [run(0, 0, 1, 1, 0, 0)]}
-    text = comparison.differences(per_query, shown, "all")
+    pairs = comparison.differences(per_query, shown, "all")
     difference = np.array([1, 1, 0, 0, 0.5, 0.5])
     low, high = interval(100 * difference, np.array(groups))
-    assert f"| one - other | +50.0 [{low:+.1f}, {high:+.1f}] |" in text
-    assert comparison.differences({"one": per_query["one"]}, shown, "all") == ""
+    assert pairs == [{"first": "one", "second": "other", "R@1": f"+50.0 [{low:+.1f}, {high:+.1f}]"}]
+    assert f"| other | {pairs[0]['R@1']} |" in comparison.of_the_first(pairs, "elsewhere")
+    assert comparison.of_the_first(comparison.differences({"one": per_query["one"]}, shown, "all"), "elsewhere") == ""
+    third = comparison.differences({**per_query, "third": per_query["other"]}, shown, "all")
+    assert [(p["first"], p["second"]) for p in third] == [("one", "other"), ("one", "third"), ("other", "third")]
+    assert "other less" not in comparison.of_the_first(third, "elsewhere")
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):

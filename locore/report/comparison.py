@@ -1,4 +1,4 @@
-"""The table of a comparison: a row a backbone, differences between any two with their intervals, and a picture."""
+"""The table of a comparison: a row a re-ranker, differences between any two with their intervals, and pictures."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def rows(
     metrics_shown = columns(finished, protocol) if finished else ["result"]
     measured = {name: [run["protocols"][protocol] for run in runs] for name, runs in finished.items()}
     every = [each for found in measured.values() for each in found]
+    front = {name for _, _, name in pareto_front(_points(finished, costs, protocol))} if costs else set()
     if every:
         table.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in metrics_shown}})
     for name, runs in finished.items():
@@ -63,6 +64,7 @@ def rows(
             row["GFLOPs a list"] = f"{cost['gflops']:.1f}" if cost["gflops"] else ""
             row["ms a list"], row["MB"] = f"{cost['ms']:.1f}", f"{cost['mb']}"
             row["bytes an image"] = f"{cost['stored']:,}"
+            row["front"] = "yes" if name in front else ""
         else:
             row["ms a list"] = spread([r["latency_ms"] for r in runs])
             row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
@@ -118,7 +120,8 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
         told = (
             "Costs of one list of random descriptors, all rows in turn (machine: "
             f"{costs['machine']}; commit {costs['commit']}); bytes an image as experiments.extract writes them: the "
-            "global descriptor, and of a row that reads them the locals in half precision."
+            "global descriptor, and of a row that reads them the locals in half precision; front: no other row is as "
+            "cheap and better."
         )
     one = next(iter(finished.values()))[0]
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
@@ -131,14 +134,15 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
     )
 
 
-def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str], protocol: str) -> str:
-    """Each backbone against each other on the same queries, the mean over its seeds, with 95 % intervals by class.
+def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str], protocol: str) -> list[dict]:
+    """Each row against each other on the same queries, the mean over its seeds, with 95 % intervals by class.
 
     Args:
-        per_query: for each backbone and seed the rows of `queries.csv`, of which those of the protocol are used.
+        per_query: for each row and seed the rows of `queries.csv`, of which those of the protocol are used.
+
+    Returns:
+        for each pair the names and, of each metric, first less second as text.
     """
-    if len(per_query) < 2:
-        return ""
     per_query = {
         name: [[row for row in run if row["protocol"] == protocol] for run in runs] for name, runs in per_query.items()
     }
@@ -147,19 +151,35 @@ def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[st
         for name, runs in per_query.items()
     }
     groups = np.array([row["class"] for row in next(iter(per_query.values()))[0]])
-    lines = ["Differences, first less second, with 95 % intervals (bootstrap over classes):", ""]
-    lines += ["| | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
+    found = []
     for one, other in combinations(values, 2):
-        cells = []
+        pair = {"first": one, "second": other}
         for m in shown:
             difference = 100 * (values[one][m] - values[other][m])
             low, high = interval(difference, groups)
-            cells.append(f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]")
-        lines.append(f"| {one} - {other} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            pair[m] = f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+        found.append(pair)
+    return found
 
 
-def csv_text(tables: dict[str, list[dict[str, str]]]) -> str:
+def of_the_first(pairs: list[dict], rest: str) -> str:
+    """The differences of the first row in Markdown.
+
+    Args:
+        pairs: of `differences`. rest: where those of the others are.
+    """
+    if not pairs:
+        return ""
+    first = pairs[0]["first"]
+    table = [
+        {f"{first} less": pair["second"], **{n: v for n, v in pair.items() if n not in ("first", "second")}}
+        for pair in pairs
+        if pair["first"] == first
+    ]
+    return f"Differences with 95 % intervals (bootstrap over classes); all others are in {rest}:\n\n{markdown(table)}"
+
+
+def csv_text(tables: dict[str, list[dict]]) -> str:
     """The tables of all protocols as comma-separated values."""
     text = io.StringIO()
     together = [{"protocol": protocol, **row} for protocol, table in tables.items() for row in table]
@@ -215,6 +235,15 @@ def pareto_front(points: list[Point]) -> list[Point]:
     return front
 
 
+def _points(finished: dict[str, list[dict]], costs: Costs, protocol: str) -> list[Point]:
+    """Time of a list, and what decides in a protocol, of each row."""
+    metric = columns(finished, protocol)[-1]
+    return [
+        (costs[name]["ms"], mean(run["protocols"][protocol]["reranked"][metric] for run in runs), name)
+        for name, runs in finished.items()
+    ]
+
+
 def _apart(values: list[float], gap: float) -> list[float]:
     """Where labels of values stand so that none covers another: in their order, the lowest as low as it is."""
     places, free = [0.0] * len(values), -float("inf")
@@ -236,10 +265,7 @@ def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]])
     for axis, (benchmark, (finished, costs)) in zip(axes[0], measured.items(), strict=True):
         protocol = protocols(finished)[0]
         metric = columns(finished, protocol)[-1]
-        points = [
-            (costs[name]["ms"], mean(run["protocols"][protocol]["reranked"][metric] for run in runs), name)
-            for name, runs in finished.items()
-        ]
+        points = _points(finished, costs, protocol)
         front = pareto_front(points)
         axis.step(*zip(*[p[:2] for p in front], strict=True), where="post", color="#fdae6b", zorder=1)
         low, high = min(p[1] for p in points), max(p[1] for p in points)

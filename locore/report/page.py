@@ -19,7 +19,7 @@ from locore.datasets import Benchmark, ImageSet
 from locore.evaluation import interval
 from locore.evaluation.explain import Explained
 from locore.progress import track
-from locore.report.probes import Probes, meaning, shown
+from locore.report.probes import Probes, meaning, two_digits
 
 SHOWN = 10  # places of a list
 SIDE, QUALITY = 96, 70  # of a picture, pixels and WebP's
@@ -78,7 +78,9 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int, probes: Probes
         text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     except ValueError as error:
         raise ValueError("A run has metrics that are not finite; let it end again.") from error
-    return rendered("page.html.j2", data=text, plotly=get_plotlyjs(), probes=probes, meaning=meaning, shown=shown)
+    return rendered(
+        "page.html.j2", data=text, plotly=get_plotlyjs(), probes=probes, meaning=meaning, two_digits=two_digits
+    )
 
 
 def drawn(count: int, queries: int) -> list[int]:

@@ -32,7 +32,7 @@ def meaning(name: str) -> str:
     return next(said for start, said in MEANING.items() if name.startswith(start))
 
 
-def shown(value: float) -> str:
+def two_digits(value: float) -> str:
     """With two digits, and no sign before nothing."""
     return f"{round(value, 2) + 0.0:.2f}"
 
@@ -42,7 +42,10 @@ def markdown(found: Found) -> str:
     names = list(next(iter(found.values())))
     lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for run, values in found.items():
-        cells = (f"{shown(v['mean'])} [{shown(v['low'])}, {shown(v['high'])}]" for v in (values[n] for n in names))
+        cells = (
+            f"{two_digits(v['mean'])} [{two_digits(v['low'])}, {two_digits(v['high'])}]"
+            for v in (values[n] for n in names)
+        )
         lines.append(f"| {run.replace('|', '/')} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(f"- *{name}*: {meaning(name)}." for name in names)]) + "\n"
 
