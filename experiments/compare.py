@@ -1,9 +1,9 @@
 """Compare re-rankers:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
 
 Runs every gin file with every seed (what is not trained with the first one), each in a process of its own, and makes a
-table (Markdown, CSV, LaTeX), the differences of any two rows (differences.csv) and a picture. A run whose metrics are in
-the results folder already, from the same configuration, is not run again; one that fails is named in the table and does
-not end the others.
+table (Markdown, CSV, LaTeX), the differences of any two rows (differences.csv) and a picture. A run whose metrics are
+in the results folder already, from the same configuration, is not run again; one that fails is named in the table and
+does not end the others.
 
   --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results (default: results)
   --costs                    let all rows re-rank a random list in turn, in processes that are alive at once, for what

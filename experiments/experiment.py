@@ -38,6 +38,7 @@ from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
 from locore.reranking.reranker import reads_other, rerankers
+from locore.reranking.windows import WAYS
 from locore.retrieval import Neighbours, nearest
 from locore.training import Training
 from locore.training_lists import Sampling
@@ -61,8 +62,9 @@ class Experiment:
         backbone: registered name of the list-wise one's encoder. size: of the encoder, or of another that is learned.
         candidates: how many are re-ranked.
         window: K of one pass of the list-wise one where that are more, see `Windows`; None = all candidates in one.
-        before: re-rankers without weights that reorder the list first, each with how much of it, None = all candidates:
-            a `Cascade`. They take no part in training.
+            Other methods read the whole list at once. way: in which order windows follow each other.
+        before: re-rankers without weights, or run folders, that reorder the list first, each with how much of it,
+            None = all candidates: a `Cascade`. They take no part in training.
         ensemble: also evaluate the ensemble with the global score; with windows it takes as long again.
         alpha, temperature: of the ensemble; None = chosen on held-out training classes, or where nothing is trained, on
             a benchmark that is there to choose by (gldv2's public part).
@@ -88,6 +90,7 @@ class Experiment:
     size: str = "mini"
     candidates: int = 24
     window: int | None = None
+    way: str = "end-to-start"
     before: Sequence[tuple[str, int | None]] = ()
     ensemble: bool = True
     alpha: float | None = None
@@ -121,7 +124,9 @@ class Experiment:
             )
         if self.candidates < 2:
             raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
-        self._before = [self._stage(stage) for stage in self.before]
+        self._before = [self._stage(stage) for stage in self.before]  # names, each with how much of the list
+        if self.way not in WAYS:
+            raise ValueError(f"Unknown Experiment.way '{self.way}'{suggest(self.way, WAYS)}")
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
         if not self.has_weights and (self.reranker or self.embedder_rate):
             raise ValueError(
@@ -241,7 +246,7 @@ class Experiment:
             model = made
         return sum(p.numel() for p in model.parameters()), model.width
 
-    def _stage(self, stage: Any) -> tuple[Reranker, int]:
+    def _stage(self, stage: Any) -> tuple[str, int]:
         """A stage of a cascade.
 
         Raises:
@@ -249,14 +254,24 @@ class Experiment:
         """
         match stage:
             case (str(name), int() | None as count) if count is None or count > 1:
-                if name not in (known := pairwise.without_weights()):
-                    raise ValueError(f"Unknown re-ranker without weights '{name}'{suggest(name, known)}")
-                return self._untrained(name), count or self.candidates
+                _ = self._first(name)  # what is wrong with it is said now
+                return name, count or self.candidates
             case _:
                 raise ValueError(
                     f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and how "
                     "many candidates it reorders."
                 )
+
+    def _first(self, name: str) -> Reranker:
+        """A re-ranker that is asked before the others: one without weights, or one of a run folder."""
+        if (Path(name).expanduser() / WEIGHTS).is_file():
+            return checkpoints.load(Path(name).expanduser())
+        if name not in (known := pairwise.without_weights()):
+            raise ValueError(
+                f"'{name}' of Experiment.before is neither a re-ranker without weights nor a run folder with "
+                f"{WEIGHTS}{suggest(name, known)}"
+            )
+        return self._untrained(name)
 
     def _untrained(self, method: str) -> Reranker:
         return rerankers.create(method, **SETTINGS[method]())
@@ -266,6 +281,7 @@ class Experiment:
         folder = Path(self.embedder) if self.embedder else None
         files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
         files_.append(Path(self.extractor.detector).expanduser())
+        files_ += [Path(name).expanduser() / WEIGHTS for name, _ in self._before]
         if self.reranker:
             path = Path(self.reranker).expanduser()
             files_.append(path / WEIGHTS if path.is_dir() else path)
@@ -282,7 +298,7 @@ class Experiment:
             benchmark = self.data.load()
             if self.trains:
                 self._check(self.data.training_images(benchmark))
-            elif self.reranker and self.ensemble and self.alpha is None and not benchmark.validation:
+            elif self.ensemble and self.alpha is None and not benchmark.validation:
                 raise ValueError(
                     "An ensemble is chosen on held-out training classes or on gldv2's public part, never on what is "
                     "asked; give Experiment.alpha and temperature, or Experiment.ensemble = False."
@@ -432,10 +448,15 @@ class Experiment:
     def whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
         """The model as it re-ranks all candidates, behind those that are asked before it."""
         if (self.window and isinstance(model, ListwiseReranker)) or ensemble:
-            model = Windows(model, self.pass_size, self.pass_size // 2, ensemble=ensemble)
+            model = Windows(model, self.pass_size, self.pass_size // 2, self.way, ensemble)
         if not self.before:
             return model
-        return Cascade([*self._before, (model, self.candidates)])
+        first = [(self._moved(self._first(name)), count) for name, count in self._before]
+        return Cascade([*first, (model, self.candidates)])
+
+    def _moved(self, model: Reranker) -> Reranker:
+        """On the device of the others, where it has weights."""
+        return model.to(self.device) if isinstance(model, ListwiseReranker | PairwiseReranker) else model
 
     def describe(self, images: ImageSet, fitted: bool = False) -> tuple[Descriptors, np.ndarray]:
         """Descriptors, and (N,) by which embedder the global ones were made; only the same one's can be compared."""

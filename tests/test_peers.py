@@ -213,6 +213,12 @@ def test_learned_ones_are_trained_kept_and_loaded(images, tmp_path, method):
     again = [*small, f"Experiment.reranker = '{tmp_path / 'run'}'", "Experiment.ensemble = False"]
     assert run(images, tmp_path / "again", method, *again) == 0
     assert json.loads((tmp_path / "again" / "metrics.json").read_text())["reranked"] == metrics["reranked"]
+    # By itself on the head of what it left of more, as a stage, it is itself on more.
+    found = []
+    for name, line in (("more", "candidates = 16"), ("twice", f"before = [('{tmp_path / 'run'}', 16)]")):
+        assert run(images, tmp_path / name, method, *again, f"Experiment.{line}") == 0
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text())["reranked"])
+    assert found[0] == found[1] != metrics["reranked"]
 
 
 @pytest.mark.parametrize("method", ["superglobal", "chamfer", "geometric"])
@@ -255,13 +261,15 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("chamfer", "Experiment.reranker = 'runs/x'", "has no weights"),
         ("superglobal", "superglobal.beta_ = 1", "did you mean 'beta'"),
         ("chamfer", "Experiment.before = [('superglobl', 16)]", "did you mean 'superglobal'"),
-        ("chamfer", "Experiment.before = [('ames', 16)]", "without weights 'ames'"),
+        ("chamfer", "Experiment.before = [('ames', 16)]", "'ames' of Experiment.before is neither"),
         ("chamfer", "Experiment.before = ['superglobal']", "is no stage"),
         ("chamfer", "Experiment.before = [('superglobal', 16)]\nsuperglobal.beta = -1", "must be a number, at least 0"),
         ("diffusion", "diffusion.descriptors = 'locals'", "did you mean 'local'"),
         ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
         ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
+        ("chamfer", "Experiment.ensemble = True", "never on what is asked"),
+        ("ames", "Experiment.way = 'end-to-strat'", "did you mean 'end-to-start'"),
         ("ames", "ames.heads = 5", "cannot be built"),
         (
             "rrt",
