@@ -15,7 +15,7 @@ from experiments.run import main
 from locore import checkpoints
 from locore.descriptors import Descriptors
 from locore.report import comparison
-from locore.reranking import Shortlist
+from locore.reranking import Shortlist, pairwise
 from locore.reranking.ames import AMES
 from locore.reranking.cvnet import CVNet
 from locore.reranking.pairwise import PairwiseReranker
@@ -151,6 +151,17 @@ def test_a_candidates_score_does_not_depend_on_the_others(case):
     present[1, 4:] = False
     absent = model.rerank(replace(shortlist, present=present))
     assert (absent.scores[1, 4:] == -torch.inf).all() and torch.equal(absent.scores[0], whole.scores[0])
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_pairs_that_do_not_fit_at_once_follow_each_other(case, monkeypatch):
+    model, shortlist = published(case)[0], lists(case)
+    whole, counts = model.rerank(shortlist), []
+    pairs = model.pairs
+    monkeypatch.setattr(model, "pairs", lambda query, other: counts.append(len(other)) or pairs(query, other))
+    monkeypatch.setattr(pairwise, "VALUES", 5 * model.values(9))
+    torch.testing.assert_close(model.rerank(shortlist).scores, whole.scores, atol=1e-5, rtol=1e-5)
+    assert counts == [5, 5, 2]
 
 
 @pytest.mark.parametrize("case", ["rrt_gld", "ames"])

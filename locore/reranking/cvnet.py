@@ -82,6 +82,9 @@ class CVNet(PairwiseReranker):
         compressed, local_dim = tensors["conv2ds.0.weight"].shape[:2]
         return {"local_dim": local_dim, "compressed": compressed}
 
+    def values(self, locals_: int) -> int:
+        return len(SCALES) ** 2 * locals_**2
+
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) of a match over no match."""
         neither, match = self.classes(_map(query), _map(candidate)).unbind(1)

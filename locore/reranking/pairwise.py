@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from locore.descriptors.store import Descriptors
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present, rerankers
 
+VALUES = 2**22  # of a layer's activations at a time in inference: as much memory for every list
+
 
 class PairwiseReranker(nn.Module, ABC):
     """Scores a query and a candidate; what else is on the list does not matter.
@@ -59,22 +61,31 @@ class PairwiseReranker(nn.Module, ABC):
         wanted = labels[counted].float() * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits[counted].float(), wanted)
 
+    def values(self, locals_: int) -> int:
+        """How many a layer makes of a pair of images with so many local descriptors, for how many pairs fit at once."""
+        return 2 * locals_ * self.width
+
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Candidates by score; those not present last, with score -inf."""
         training = self.training
         self.eval()
-        scores = only_present(self._each(shortlist, self.pairs).float(), shortlist.present)
+        at_once = max(1, VALUES // self.values(shortlist.query.local.shape[1]))
+        scores = only_present(self._each(shortlist, self.pairs, at_once).float(), shortlist.present)
         self.train(training)
         return Ranking.by(scores)
 
     @staticmethod
-    def _each(shortlist: Shortlist, function) -> Tensor:
-        """(B, K) of a function of N pairs."""
+    def _each(shortlist: Shortlist, function, at_once: int | None = None) -> Tensor:
+        """(B, K) of a function of N pairs, so many of them at a time; None = all."""
         batch, count = shortlist.similarities.shape
         rows = torch.arange(batch, device=shortlist.similarities.device).repeat_interleave(count)
-        candidates = shortlist.candidates[rows, torch.arange(count, device=rows.device).repeat(batch)]
-        return function(shortlist.query[rows], candidates).view(batch, count)
+        places = torch.arange(count, device=rows.device).repeat(batch)
+        found = [
+            function(shortlist.query[some], shortlist.candidates[some, where])
+            for some, where in zip(rows.split(at_once or len(rows)), places.split(at_once or len(rows)), strict=True)
+        ]
+        return torch.cat(found).view(batch, count)
 
 
 def count_layers(tensors: dict[str, Tensor], prefix: str) -> int:

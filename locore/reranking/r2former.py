@@ -58,6 +58,9 @@ class R2Former(PairwiseReranker):
             "patches": tensors["decoder_pos_embed"].shape[1] - 1,
         }
 
+    def values(self, locals_: int) -> int:
+        return 2 * locals_ * (1 + self.matches) * self.width
+
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,): the global similarity and the probability of a match, weighted by what is learned."""
         share = self.ratio.clamp(0.1, 0.9)
