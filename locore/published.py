@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 from torch import Tensor
 
+from backbones.registry import suggest
 from locore import weights
 from locore.reranking import pairwise
 from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
@@ -75,11 +77,20 @@ def model(tensors: dict[str, Tensor], said: str, **untold) -> ListwiseReranker |
             shown = build.published(tensors)
         except KeyError as error:
             raise ValueError(f"'{said}' has weights of '{method}', but not all: {error} is missing.") from None
+        except (ValueError, TypeError, IndexError):
+            raise ValueError(f"'{said}' has weights of '{method}', but not of its shapes.") from None
         if shown is not None:
             widths = {name: shown.pop(name, None) for name in ("local_dim", "global_dim")}
-            found = pairwise.create(method, "base", **widths, settings={**shown, **untold})
+            try:
+                found = pairwise.create(method, "base", **widths, settings={**shown, **untold})
+            except (AssertionError, RuntimeError) as error:  # heads that do not divide the width
+                raise ValueError(f"No '{method}' can be built with the sizes of '{said}': {error}.") from None
             weights.fill(found, tensors, said)
             return found
+    known = [name for name in inspect.signature(locore).parameters if name not in ("tensors", "said")]
+    for name in untold:
+        if name not in known:
+            raise ValueError(f"The published LOCORE has nothing called '{name}'{suggest(name, known)}")
     return locore(tensors, said, **untold)
 
 
@@ -120,7 +131,7 @@ def locore(
         max_positions=rows - FIRST_ROW,
         settings={
             "width": width,
-            "depth": 1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layers.")),
+            "depth": pairwise.count_layers(renamed, "encoder.layers."),
             "heads": heads or width // 64,
             "window": window or (1024 if width == 512 else 512),
             "expansion": inner / width,

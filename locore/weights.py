@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -47,12 +46,13 @@ def state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return read(path)[0]
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch's restricted loader fails in many ways at what it does not know
         raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
-    for wrapper in WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    while isinstance(found, dict) and (wrapper := next((w for w in WRAPPERS if isinstance(found.get(w), dict)), None)):
+        found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in found.items()):
         raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
     return {name.removeprefix("module."): value for name, value in found.items()}
 
@@ -61,7 +61,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], said: str) -> None:
     """Load a state dict whole.
 
     Raises:
-        ValueError: tensors are missing, left over or of the wrong shape; the message lists them.
+        ValueError: tensors are missing, left over, of the wrong shape or not finite; the message lists them.
     """
     wanted = module.state_dict()
     wrong = {
@@ -73,6 +73,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], said: str) -> None:
             if name in tensors and tensors[name].shape != value.shape
         ],
     }
+    wrong["not finite"] = [name for name, value in tensors.items() if not value.isfinite().all()]
     if any(wrong.values()):
         lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"The tensors of '{said}' do not fit its model: {lists}.")

@@ -129,6 +129,20 @@ def test_published_weights_that_do_not_fit_are_said(tmp_path):
         load({"one": torch.ones(1), "two": torch.ones(1)})
     with pytest.raises(ValueError, match=r"embedding\.position\.weight, encoder\.layers\.0\.intermediate\.weight"):
         load({"scale_encoder.weight": torch.ones(3, 8)})
+    with pytest.raises(ValueError, match="has weights of 'ames', but not of its shapes"):
+        load({**whole, "remap_local.0.weight": torch.ones(3)}, heads=2)
+    with pytest.raises(ValueError, match="No 'ames' can be built"):
+        load(whole, heads=5)
+    with pytest.raises(ValueError, match="not finite: mtc_token"):
+        load({**whole, "mtc_token": whole["mtc_token"] * torch.nan}, heads=2)
+    with pytest.raises(ValueError, match=r"nothing called 'head'.*did you mean 'heads'"):
+        load(load_file(FOLDER / "locore_landmark.weights.safetensors"), head=4)
+    for nothing in ({1: torch.ones(1)}, [torch.ones(1)], torch.ones(1)):
+        with pytest.raises(ValueError, match="more than a state dict"):
+            load(nothing)
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"no state dict that torch\.save wrote"):
+        locore.load(tmp_path / "text.pt")
     torch.save({"run": print}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match=r"no state dict that torch\.save wrote"):
         locore.load(tmp_path / "evil.pt")

@@ -90,8 +90,7 @@ class PairwiseReranker(nn.Module, ABC):
 
 def count_layers(tensors: dict[str, Tensor], prefix: str) -> int:
     """How many layers have tensors, whose names start with such a prefix and a number."""
-    numbers = (name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix))
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
 def square(image: Descriptors) -> int:
