@@ -1,0 +1,35 @@
+"""What encoders learned of lists on which a candidate can be right because of another one alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from locore.report.pictures import plt, save
+
+SAID = {"easy": "shares something with the query", "linked": "shares something with the easy one alone"}
+
+
+def markdown(found: dict[str, dict[str, Any]]) -> str:
+    """A row a backbone: share of wrong candidates below the right one, with 95 % intervals."""
+    lines = ["|  | parameters | " + " | ".join(SAID) + " |", "|---|---|" + "---|" * len(SAID)]
+    for name, values in found.items():
+        cells = (f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for v in (values[kind] for kind in SAID))
+        lines.append(f"| {name} | {values['parameters'] / 1e6:.2f} M | " + " | ".join(cells) + " |")
+    said = "; ".join(f"*{kind}* {what}" for kind, what in SAID.items())
+    return "\n".join([*lines, "", f"Wrong candidates below the right one that {said}, %; 50 is chance."]) + "\n"
+
+
+def picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """A panel for each of the two, a line a backbone."""
+    figure, axes = plt.subplots(1, len(SAID), figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, (kind, what) in zip(axes, SAID.items(), strict=True):
+        for name, values in found.items():
+            steps = [point["step"] for point in values["history"]]
+            axis.plot(steps, [point[kind] for point in values["history"]], marker=".", label=name)
+        axis.axhline(50, linestyle="--", color="0.3", linewidth=1)
+        axis.set(xlabel="steps of 64 lists", title=f"{kind}: {what}")
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="wrong candidates below it, %")
+    axes[-1].legend(fontsize=8)
+    save(figure, path)
