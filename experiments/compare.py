@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
     parser.add_argument("--costs", action="store_true", help="time the rows side by side when all have been run")
     parser.add_argument(
+        "--published", type=Path, metavar="FILE", help="CSV of numbers to stand beside rows: table, row, and columns"
+    )
+    parser.add_argument(
         "--results", type=Path, help="tables, and metrics of runs and queries (default: results/<benchmark>)"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders, with their weights")
@@ -86,11 +89,14 @@ def _compare(options: argparse.Namespace) -> int:
     below = options.results or Path("results")
     boards = [_planned(options, [*options.gin, file], below / Path(file).stem) for file in options.on]
     boards = boards or [_planned(options, options.gin, options.results)]
+    beside = [
+        comparison.read_published(options.published, b.results.name) if options.published else None for b in boards
+    ]
     measured = [_run_all(board, options) for board in boards]
     points = {}
-    for board, (finished, failed) in zip(boards, measured, strict=True):
+    for board, (finished, failed), published in zip(boards, measured, beside, strict=True):
         costs = _costs(board, finished, options) if options.costs else None
-        _write(board, finished, failed, costs)
+        _write(board, finished, failed, costs, published)
         if costs:
             points[board.results.name] = (finished, costs["rows"])
         print((board.results / "table.md").read_text())
@@ -164,12 +170,18 @@ def _costs(board: Board, finished: dict[str, list[dict]], options: argparse.Name
     return found
 
 
-def _write(board: Board, finished: dict[str, list[dict]], failed: dict[str, str], costs: dict[str, Any] | None) -> None:
+def _write(
+    board: Board,
+    finished: dict[str, list[dict]],
+    failed: dict[str, str],
+    costs: dict[str, Any] | None,
+    published: dict[str, dict[str, str]] | None,
+) -> None:
     """The tables of a board and its picture."""
     results = board.results
     command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
     rows_costs = costs["rows"] if costs else None
-    tables = {p: comparison.rows(finished, failed, p, rows_costs) for p in comparison.protocols(finished)}
+    tables = {p: comparison.rows(finished, failed, p, rows_costs, published) for p in comparison.protocols(finished)}
     per_query = {
         name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
     }

@@ -116,6 +116,24 @@ def test_the_front_is_what_nothing_else_beats():
     assert len({p[:2] for p in front}) == len(front)
 
 
+def test_published_numbers_stand_beside_their_rows(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text('table,row,"theirs, %"\nresults,global,12.3\nresults,one,45.6\nother,one,78.9\n')
+    published = comparison.read_published(path, "results")
+    protocols = {"all": {"shown": ["R@1"], **{key: {"R@1": 1.0} for key in ("global", "reranked", "oracle")}}}
+    run = {"protocols": protocols, "parameters": 0, "seconds": {}, "latency_ms": 1.0, "peak_memory_mb": 1}
+    table = comparison.rows({"one": [run], "two": [run]}, {}, "all", published=published)
+    assert [(row[""], row["theirs, %"]) for row in table] == [
+        ("global", "12.3"),
+        ("one", "45.6"),
+        ("two", ""),
+        ("oracle", ""),
+    ]
+    path.write_text("row\none\n")
+    with pytest.raises(ValueError, match="columns table and row"):
+        comparison.read_published(path, "results")
+
+
 def test_metrics_of_queries_by_an_older_version_are_not_known(arguments, tmp_path, monkeypatch):
     assert compare.main([arguments[0], *arguments[2:]]) == 0
     path = tmp_path / "results" / "good-seed0.csv"

@@ -29,12 +29,17 @@ def columns(finished: dict[str, list[dict]], protocol: str) -> list[str]:
 
 
 def rows(
-    finished: dict[str, list[dict]], failed: dict[str, str], protocol: str, costs: Costs | None = None
+    finished: dict[str, list[dict]],
+    failed: dict[str, str],
+    protocol: str,
+    costs: Costs | None = None,
+    published: dict[str, dict[str, str]] | None = None,
 ) -> list[dict[str, str]]:
     """The table of a protocol as text: global, each row, the oracle; failed runs last.
 
     Args:
         costs: of each row, where they were measured side by side.
+        published: of some rows further columns, see `read_published`.
     """
 
     def spread(values: list[float], digits: int = 1) -> str:
@@ -71,8 +76,29 @@ def rows(
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
+    columns_beside = list(dict.fromkeys(column for values in (published or {}).values() for column in values))
+    for row in table:
+        row |= dict.fromkeys(columns_beside, "") | (published or {}).get(row[""], {})
     table += [{"": name, metrics_shown[0]: f"failed: {why}"} for name, why in failed.items()]
     return table
+
+
+def read_published(path: Path, table: str) -> dict[str, dict[str, str]]:
+    """The columns of a CSV file that stand beside the rows of a table, by row.
+
+    Raises:
+        ValueError: it is missing, or has no columns `table` and `row`.
+    """
+    try:
+        with open(path, newline="") as file:
+            lines = list(csv.DictReader(file, restval=""))
+        return {
+            line["row"]: {name: value for name, value in line.items() if name not in ("table", "row")}
+            for line in lines
+            if line["table"] == table
+        }
+    except (OSError, csv.Error, UnicodeDecodeError, KeyError) as error:
+        raise ValueError(f"'{path}' cannot be read as a CSV file with columns table and row ({error}).") from error
 
 
 def _header(table: list[dict[str, str]]) -> list[str]:
