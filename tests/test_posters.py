@@ -11,7 +11,7 @@ from small import QUICK
 from experiments.run import main
 from locore.datasets import benchmarks, posters
 from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Transitive
-from locore.datasets.walls import HEIGHT, WIDTH
+from locore.datasets.walls import HEIGHT, PALETTES, WIDTH, style, wall
 from locore.report import comparison
 
 WORLD = {"walls": 8, "views": 12, "queries": 8, "distractors": 10}
@@ -104,11 +104,35 @@ def test_transitive_views_are_linked_on_the_shortlist():
     links = np.eye(5, dtype=bool)
     for one, other in ((0, 1), (1, 2)):
         links[one, other] = links[other, one] = True
-    protocol = Transitive(common, links, np.array([7]), np.array([7, 7, 7, 8, 7]))
+    own, counted = np.array([[True, True, True, False, True]]), np.ones((1, 5), dtype=bool)
+    protocol = Transitive(common, links, own, counted)
     assert protocol(np.array([[3, 2, 1, 0, 4]])).positive[0].tolist() == [1, 2]
     assert protocol(np.array([[3, 2, 1, 0, 4]])).junk[0].tolist() == [0, 4]
     assert protocol(np.array([[3, 2, 0, 4]])).positive[0].tolist() == []  # without 1 the chain is broken
     assert LINK > HARD
+    counted[0, [1, 3]] = False  # hidden, and another colour: neither right nor wrong nor a link
+    assert protocol(np.array([[3, 2, 1, 0, 4]])).positive[0].tolist() == []
+    assert protocol(np.array([[3, 2, 1, 0, 4]])).junk[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_colours_do_not_tell_what_is_transitive(world):
+    """Of the candidates that count, right and wrong, all are painted as the query is."""
+    gallery, queries = world.gallery, world.queries
+    everyone = np.tile(np.arange(len(gallery)), (len(queries), 1))
+    answers = world.protocols["transitive"](everyone)
+    colours = {int(n): style(0, int(n)) for n in np.concatenate([gallery.walls, queries.walls])}
+    found = 0
+    for row, (right, junk) in enumerate(zip(answers.positive, answers.junk, strict=True)):
+        counted = np.setdiff1d(everyone[row], junk)
+        assert {colours[int(n)] for n in gallery.walls[counted]} <= {colours[int(queries.walls[row])]}
+        assert set(right) <= set(counted) and (gallery.walls[right] == queries.walls[row]).all()
+        wrong = np.setdiff1d(counted, right)
+        assert (gallery.walls[wrong] != queries.walls[row]).all()
+        found += len(right) > 0 and len(wrong) > 0
+    assert found > 3
+    for number in range(4):
+        _, colour = max(wall(0, number).getcolors(WIDTH * HEIGHT))
+        assert "#{:02x}{:02x}{:02x}".format(*colour) in PALETTES[style(0, number)]
 
 
 def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):

@@ -16,7 +16,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, features
 
 from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, benchmarks
-from locore.datasets.walls import HEIGHT, WIDTH, wall
+from locore.datasets.walls import HEIGHT, WIDTH, style, wall
 from locore.evaluation.measures import Revisited
 
 PIXELS = 128  # side of a view
@@ -146,17 +146,18 @@ class Transitive:
 
     Args:
         common: (Q, N) share of the smaller view that a query and a gallery view have in common.
-        links: (N, N) bool, gallery views that are linked. queries, gallery: (Q,) and (N,) walls.
+        links: (N, N) bool, gallery views that are linked. own: (Q, N) bool, views of the query's wall.
+        counted: (Q, N) bool, views that can be right, can link, and can be wrong; all others are junk.
     """
 
-    def __init__(self, common: np.ndarray, links: np.ndarray, queries: np.ndarray, gallery: np.ndarray):
-        self.common, self.links, self.queries, self.gallery = common, links, queries, gallery
+    def __init__(self, common: np.ndarray, links: np.ndarray, own: np.ndarray, counted: np.ndarray):
+        self.common, self.links, self.own, self.counted = common, links, own, counted
 
     def __call__(self, shortlists: np.ndarray) -> Relevance:
-        """The answers for shortlists (Q, K) of gallery indices; all other views of the wall do not count."""
+        """The answers for shortlists (Q, K) of gallery indices; other views of the wall do not count."""
         positive, junk = [], []
         for row, listed in enumerate(shortlists):
-            own = listed[self.gallery[listed] == self.queries[row]]
+            own = listed[self.own[row, listed] & self.counted[row, listed]]
             reached = self.common[row, own] >= LINK
             while True:
                 further = reached | self.links[np.ix_(own, own[reached])].any(axis=1)
@@ -165,7 +166,7 @@ class Transitive:
                 reached = further
             right = own[reached & (self.common[row, own] == 0)]
             positive.append(np.sort(right))
-            junk.append(np.setdiff1d(np.flatnonzero(self.gallery == self.queries[row]), right))
+            junk.append(np.setdiff1d(np.flatnonzero(self.own[row] | ~self.counted[row]), right))
         return Relevance(positive, junk, [np.empty(0, dtype=np.int64)] * len(shortlists))
 
 
@@ -175,7 +176,8 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
 
     Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
     more, hard ones a tenth or more; a view that shows less of it, or little at all, or another part of the wall, is
-    junk. `transitive` asks for the other parts.
+    junk. `transitive` asks for the other parts, among walls that are painted in the query's colours: what is told apart
+    by colour is junk there, or one who knows nothing but colours would be above chance.
 
     Args:
         seed: of the world. walls: how many that train or are asked for. views: of each. queries: views that ask, which
@@ -201,6 +203,8 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
     clear = own & (shown >= HIDDEN)
     easy, hard = clear & (common >= EASY), clear & (common >= HARD) & (common < EASY)
     junk = own & ~easy & ~hard
+    colours, others = (np.array([style(seed, int(n)) for n in images.walls]) for images in (asking, gallery))
+    counted = (colours[:, None] == others) & ~(own & (shown < HIDDEN))
 
     def rows(*tables: np.ndarray) -> list[np.ndarray]:
         return [np.flatnonzero(row) for row in np.logical_or.reduce(tables)]
@@ -215,7 +219,7 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
             "hard": Relevance(rows(hard), rows(junk, easy), rows(junk)),
             "hard*": Relevance(rows(hard), rows(junk, easy), rows(junk, easy)),
             "easy": Relevance(rows(easy), rows(junk, hard), rows(junk)),
-            "transitive": Transitive(common, within >= LINK, asking.walls, gallery.walls),
+            "transitive": Transitive(common, within >= LINK, own, counted),
         },
         measures=Revisited(),
     )

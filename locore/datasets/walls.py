@@ -26,13 +26,24 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghkmnqrty0123456789ΓΔΘΛΞΠΣΦΨΩ�
 @lru_cache(maxsize=48)
 def wall(seed: int, number: int) -> Image.Image:
     """One wall, RGB, always the same for the same numbers."""
-    random = np.random.default_rng((seed, number))
-    colours = PALETTES[random.integers(len(PALETTES))]
+    random, palette = _begun(seed, number)
+    colours = PALETTES[palette]
     image = Image.new("RGB", (WIDTH, HEIGHT), colours[random.integers(len(colours))])
     draw = ImageDraw.Draw(image)
     for box in _panels((0, 0, WIDTH, HEIGHT), random):
         _fill(draw, box, colours, random)
     return image
+
+
+def style(seed: int, number: int) -> int:
+    """Which of the palettes a wall is painted in."""
+    return _begun(seed, number)[1]
+
+
+def _begun(seed: int, number: int) -> tuple[np.random.Generator, int]:
+    """What a wall is drawn from, and its palette, which is drawn first."""
+    random = np.random.default_rng((seed, number))
+    return random, int(random.integers(len(PALETTES)))
 
 
 def _panels(box: tuple[int, int, int, int], random: np.random.Generator) -> list[tuple[int, int, int, int]]:

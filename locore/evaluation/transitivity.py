@@ -72,7 +72,8 @@ def triples(queries: Posters, gallery: Posters) -> Triples:
 def have_links(images: Posters, neighbours: np.ndarray) -> np.ndarray:
     """(N,) bool: images on whose list (N, K) a view that shares nothing with them is linked to them by others."""
     common, _, _ = overlaps(images, images)
-    answers = Transitive(common, common >= LINK, images.walls, images.walls)(neighbours)
+    own = images.walls[:, None] == images.walls
+    answers = Transitive(common, common >= LINK, own, np.ones_like(own))(neighbours)
     return np.array([len(right) > 0 for right in answers.positive])
 
 
