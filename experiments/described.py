@@ -12,6 +12,7 @@ import torch
 
 from backbones.settings import check_types
 from locore.datasets import Benchmark, ImageSet, Subset
+from locore.datasets.benchmark import Joined as JoinedImages
 from locore.descriptors import ames
 from locore.descriptors.ames import Joined, Locals, Stored
 from locore.descriptors.store import Rows
@@ -94,12 +95,18 @@ class Files:
             return None
         path, queries = self._path(self.shortlists), benchmark.queries
         try:
-            return ames.read_neighbours(path, len(queries), len(benchmark.gallery))
+            found = ames.read_neighbours(path, len(queries), len(benchmark.gallery))
         except ValueError:
             if not isinstance(queries, Subset):
                 raise
-        found, rows = ames.read_neighbours(path, len(queries.base), len(benchmark.gallery)), queries.indices
-        return Neighbours(found.indices[rows], found.similarities[rows], found.behind[rows])
+            every, rows = ames.read_neighbours(path, len(queries.base), len(benchmark.gallery)), queries.indices
+            found = Neighbours(every.indices[rows], every.similarities[rows], every.behind[rows])
+        if isinstance(benchmark.gallery, JoinedImages) and found.indices.max() < len(benchmark.gallery.parts[0]):
+            raise ValueError(
+                f"'{path}' names none of the distractors, so it was made without them; give Files.shortlists that were "
+                "made with them."
+            )
+        return found
 
     def training(self, images: ImageSet) -> Table:
         """Of the training images; errors as `tables`."""

@@ -22,7 +22,7 @@ from locore.evaluation.metrics import relevance
 from locore.reranking import Ensemble, Ranking, Shortlist, Windows
 from locore.reranking.ensemble import ALPHAS, TEMPERATURES
 from locore.reranking.reranker import rerankers
-from locore.retrieval import search
+from locore.retrieval import Neighbours, search
 
 GOLDEN = Path(__file__).parent / "golden"
 TRUTH = GOLDEN / "revisitop"
@@ -243,7 +243,7 @@ def test_re_ranked_lists_are_the_shortlists_of_another_run(folder, tmp_path, cap
     assert "fewer than the 30 candidates" in capsys.readouterr().err
 
 
-def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path):
+def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, tmp_path, capsys):
     count, random = 300, np.random.default_rng(1)
     (tmp_path / "revisitop1m.txt").write_text("\n".join(f"{n}.jpg" for n in range(count)))
     more = {
@@ -266,6 +266,14 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
     found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("apart", "together")]
     assert found[0]["protocols"] == found[1]["protocols"] and found[0]["benchmark"] == "roxford5k+1m"
     assert run(folder, tmp_path / "less", *within) == 2  # and without their descriptors it says so
+    queries = ames.described(folder / "query_local")
+    for first, status in ((0, 2), (images, 0)):  # lists without a distractor, and with one on each
+        indices = np.tile(np.append(np.arange(40), first + np.arange(1) + 40), (queries, 1))
+        listed = Neighbours(indices, np.zeros(indices.shape, dtype=np.float32), np.zeros(indices.shape, dtype=bool))
+        ames.write_neighbours(tmp_path / "nn.pkl", listed)
+        lists = f"Files.shortlists = '{tmp_path / 'nn.pkl'}'"
+        assert run(folder, tmp_path / f"listed{first}", *within, *apart, lists) == status
+        assert ("names none of the distractors" in capsys.readouterr().err) == (status == 2)
 
 
 def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
