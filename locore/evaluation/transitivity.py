@@ -2,9 +2,9 @@
 
 A query, an easy view that overlaps with it, and a hard view that overlaps with the easy one but not with the query. On
 a list of these two and of other walls' views, the easy view's local descriptors where it shows what the hard one shows
-are replaced by those of a wrong candidate: a re-ranker that reasons from the query over the easy view to the hard one
-then scores the hard one lower, one that looks at a pair at a time does not. As many descriptors replaced elsewhere in
-the easy view say what any damage to it does.
+are replaced by those of wrong candidates, each by one of another: a re-ranker that reasons from the query over the easy
+view to the hard one then scores the hard one lower, one that looks at a pair at a time does not. As many descriptors
+replaced elsewhere in the easy view say what any damage to it does.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def probe(
         ValueError: the re-ranker gives no scores.
     """
     random = np.random.default_rng(0)
-    wrong = torch.from_numpy(random.integers(HARD_PLACE + 1, lists.candidates.shape[1], len(lists)))
+    wrong = torch.from_numpy(random.integers(HARD_PLACE + 1, lists.candidates.shape[1], lists.shared.shape))
     falls = []
     for part in track(torch.arange(len(lists)).split(batch), "probing"):
         whole = Shortlist.gather(asked, lists.query[part], listed, lists.candidates[part], device)
@@ -176,9 +176,9 @@ def _scores(reranker: Reranker, shortlist: Shortlist, order: Tensor) -> Tensor:
 
 
 def _replaced(shortlist: Shortlist, masks: Tensor, wrong: Tensor) -> Shortlist:
-    """The easy view's local descriptors (B, L) where the mask is, replaced by those of a wrong candidate (B,)."""
+    """The easy view's local descriptors (B, L) where the mask is, replaced by those of wrong candidates (B, L)."""
     local = shortlist.candidates.local.clone()
-    others = local[torch.arange(len(local)), wrong]
+    others = local[torch.arange(len(local))[:, None], wrong, torch.arange(wrong.shape[1])]
     local[:, EASY_PLACE] = torch.where(masks[..., None], others, local[:, EASY_PLACE])
     return replace(shortlist, candidates=replace(shortlist.candidates, local=local))
 
