@@ -1,7 +1,7 @@
 """Run one experiment:  python -m experiments.run --gin gin/mamba.gin
 
-Renders or reads the benchmark, extracts descriptors (cached), trains a list-wise re-ranker, evaluates it on classes it
-has never seen, prints a table and leaves a run folder. After a kill, the same command goes on where it was.
+Renders or reads the benchmark, extracts descriptors (cached), trains a re-ranker or takes one as it is, evaluates it on
+classes it has never seen, prints a table and leaves a run folder. After a kill, the same command goes on where it was.
 """
 
 from __future__ import annotations
