@@ -84,10 +84,10 @@ def table(metrics: dict) -> str:
 def _protocol(measured: dict) -> str:
     names = list(measured["global"])
     lines = ["            " + "".join(f"{n:>16}" for n in names)]
-    methods = [method for method in ("global", "reranked", "ensemble", "oracle") if method in measured]
-    for method in methods:
+    ours = [method for method in ("reranked", "ensemble") if method in measured]
+    for method in ("global", *ours, "oracle", *(["chance"] if "chance" in measured else [])):  # earlier runs have none
         lines.append(f"{method:<12}" + "".join(f"{measured[method][n]:>16.1f}" for n in names))
-    for method in methods[1:-1]:
+    for method in ours:
         gains = (f"{measured[method][n] - measured['global'][n]:+.1f}" for n in names)
         lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
         bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -252,6 +253,8 @@ def test_those_without_training_run_as_they_are(images, tmp_path, method):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["backbone"] == method and metrics["parameters"] == 0 and "training" not in metrics["seconds"]
     assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
+    with np.load(tmp_path / "run" / "rankings.npz") as lists:  # a random first one is right as often as any is
+        assert metrics["chance"]["R@1"] == pytest.approx(100 * lists["all/right"].mean(), abs=4)
     (protocol,) = metrics["protocols"]
     row = comparison.rows({method: [metrics]}, {}, protocol)[1]  # of a table with trained ones, too
     assert row[""] == method and "training s" not in row and row["ms a list"]

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from locore.descriptors import Descriptors
 from locore.reranking import Ranking, Shortlist
 from locore.reranking.cascade import Cascade
-from locore.reranking.chance import Chance
 from locore.reranking.diffusion import Diffusion
 from locore.reranking.expansion import DatabaseAugmentation, QueryExpansion
 from locore.reranking.geometric import Geometric
@@ -242,13 +241,3 @@ def test_a_cascade_reorders_the_head_of_what_came_before():
     assert first.rerank(lists).order.tolist() == [[1, 3, 2, 5, 0, 4]]
     ranking = Cascade([(first, None), (second, 3)]).rerank(lists)
     assert ranking.order.tolist() == [[2, 3, 1, 5, 0, 4]] and ranking.scores is None
-
-
-def test_chance_knows_nothing():
-    lists = shortlist(batch=400)
-    orders = [Chance(seed).rerank(lists).order for seed in (0, 1)]
-    for order in orders:  # every candidate has every place
-        places = order.argsort(1).double()
-        torch.testing.assert_close(places.mean(0), torch.full((12,), 5.5, dtype=torch.double), atol=0.6, rtol=0)
-    same = (orders[0] == orders[1]).double().mean()
-    assert abs(float(same) - 1 / 12) < 0.03

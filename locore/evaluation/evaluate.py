@@ -208,16 +208,26 @@ def rerank_protocols(
     }
 
 
+DRAWN = 2000  # random orders at least, of all queries together
+
+
 def summary(searched: Search, orders: dict[str, Tensor], candidates: int) -> dict:
     """The table of one protocol: means in percent, and differences to global with their 95 % intervals.
 
     Args:
-        orders: (Q, candidates) of each method; global and oracle come by themselves.
+        orders: (Q, candidates) of each method; global, oracle and chance, the mean of random orders, come by
+            themselves.
     """
+    random = np.random.default_rng(0)
+    drawn = [
+        searched.metrics(torch.from_numpy(random.random((len(searched.rows), candidates)).argsort(axis=1)))
+        for _ in range(-(-DRAWN // len(searched.rows)))
+    ]
     methods = {
         "global": searched.metrics(None),
         **{method: searched.metrics(order) for method, order in orders.items()},
         "oracle": searched.metrics(searched.oracle(candidates)),
+        "chance": {name: np.mean([each[name] for each in drawn], axis=0) for name in drawn[0]},
     }
     percent = {m: {name: 100 * float(v.mean()) for name, v in values.items()} for m, values in methods.items()}
 

@@ -76,6 +76,8 @@ def rows(
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
+        for known in [each["chance"] for each in every if "chance" in each][:1]:  # runs of before have none
+            table.append({"": "chance", **{n: f"{known[n]:.1f}" for n in metrics_shown}})
     columns_beside = list(dict.fromkeys(column for values in (published or {}).values() for column in values))
     for row in table:
         row |= dict.fromkeys(columns_beside, "") | (published or {}).get(row[""], {})
@@ -153,7 +155,8 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
     return (
         f"Re-ranked: the first {one['candidates']} candidates of each query of `{one['benchmark']}`, {asked}; mean ± "
-        "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist. "
+        "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist; "
+        "chance: the mean of random ones. "
         f"Training with its validations. {told}\n\n"
         f"Command: `{command}`. Machine: {one['machine']}. "
         f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"
