@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--on", nargs="+", default=[], metavar="FILE", help="gin files, one a table; mixed in last")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0])
     parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
+    parser.add_argument("--finished", action="store_true", help="run nothing: a table of what the results folder has")
     parser.add_argument("--costs", action="store_true", help="time the rows side by side when all have been run")
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="CSV of numbers to stand beside rows: table, row, and columns"
@@ -137,6 +138,8 @@ def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[
     for (name, seed), row in board.rows.items():
         result = board.results / f"{name}-seed{seed}.json"
         metrics = _known(result, row.config)
+        if metrics is None and options.finished:
+            continue
         if metrics is None:
             folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(row.config.encode()).hexdigest()[:8]}"
             command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]

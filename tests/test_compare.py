@@ -134,6 +134,14 @@ def test_published_numbers_stand_beside_their_rows(tmp_path):
         comparison.read_published(path, "results")
 
 
+def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch):
+    assert compare.main([arguments[0], *arguments[2:]]) == 0
+    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    assert compare.main([*arguments, "--seeds", "0", "1", "--finished"]) == 0
+    table = (tmp_path / "results" / "table.md").read_text()
+    assert "| good |" in table and "bad" not in table.split("Command")[0] and "±" not in table.split("Re-ranked")[0]
+
+
 def test_metrics_of_queries_by_an_older_version_are_not_known(arguments, tmp_path, monkeypatch):
     assert compare.main([arguments[0], *arguments[2:]]) == 0
     path = tmp_path / "results" / "good-seed0.csv"
