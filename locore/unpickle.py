@@ -76,6 +76,5 @@ def unpickle(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything
-        raise ValueError(
-            f"'{path}' is no pickle of plain values, arrays and tensors ({error}); get another."
-        ) from error
+        why = str(error).split("\n")[0].split(". ")[0]  # torch adds how to load it unsafely
+        raise ValueError(f"'{path}' is no pickle of plain values, arrays and tensors ({why}); get another.") from error

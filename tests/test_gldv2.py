@@ -5,6 +5,7 @@ import pytest
 from small import write_glyphs
 
 from locore.datasets import benchmarks
+from locore.descriptors.ames import read_list
 from locore.evaluation import MapAt100
 
 
@@ -39,6 +40,26 @@ def test_training_images_without_what_is_left_out(root, caplog):
     benchmark = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=(7, 9))
     assert benchmark.train.names == ["index/a/b/c/abc1.jpg"] and benchmark.train.labels.tolist() == [8]
     assert "no image of 9" in caplog.text
+
+
+def test_what_is_left_out_has_to_be_numbers(root):
+    with pytest.raises(ValueError, match="has to be numbers of landmarks"):
+        benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=("7",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a.jpg,1,2,3\n\n\nb.jpg,,2,3\n", "Line 4"),
+        ("a.jpg,²,2,3\n".encode(), "Line 1"),
+        (b"a.jpg," + 40 * b"9" + b",2,3\n", "Line 1"),
+        ("à.jpg,1,2,3\n".encode("utf-16"), "no text in UTF-8"),
+    ],
+)
+def test_a_training_list_that_is_none(root, text, words):
+    (root / "train.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=words):
+        read_list(root / "train.txt")
 
 
 def test_map_at_100_by_hand():

@@ -63,7 +63,7 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         for rows in graded.values():
             if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
                 raise ValueError("an answer is no image of the list")
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
     landmarks = [re.sub(r"_\d+$", "", image) for image in asked]
     gallery: ImageSet = FileImages(root / "jpg", _files(listed), np.full(len(listed), NOBODY))
@@ -88,6 +88,8 @@ def _distractors(root: Path) -> FileImages:
         names = path.read_text().split()
     except OSError:
         raise ValueError(f"The distractors are not whole: '{path}' is missing. Get it from {SOURCE}.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is no text; get it again, from {SOURCE}.") from None
     if len(names) != DISTRACTORS:
         log.warning("'%s' names %d images where %d were published.", path, len(names), DISTRACTORS)
     return FileImages(root / "jpg", names, np.full(len(names), NOBODY))

@@ -6,6 +6,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -233,6 +234,8 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         raise ValueError(f"No neighbours at '{path}'.") from None
     try:
         table = found.detach().float().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    except (TypeError, NotImplementedError, RuntimeError):
+        raise ValueError(f"'{path}' has a tensor without plain values, such as a sparse one.") from None
     except ValueError:
         raise ValueError(f"'{path}' has lists of different lengths where an array is wanted.") from None
     if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
@@ -273,10 +276,14 @@ def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         lines = path.read_text().splitlines()
     except OSError:
         raise ValueError(f"No training list at '{path}'.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is no text in UTF-8, so no training list.") from None
     names, numbers = [], []
-    for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
-        name, *values = line.rsplit(",", 3)
-        if len(values) != 3 or not "".join(values).isdigit():
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, *values = line.strip().rsplit(",", 3)
+        if len(values) != 3 or not all(re.fullmatch(r"[0-9]{1,18}", value) for value in values):
             raise ValueError(f"Line {number} of '{path}' is not path,landmark_id,w,h: {line[:80]!r}.")
         names.append(name)
         numbers.append([int(value) for value in values])
