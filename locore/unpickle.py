@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 NAMES = ("numpy._core", "numpy.core")  # numpy 2 renamed it; files of either name are about
-CORE = NAMES[np.__version__.startswith("1.")]
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -22,14 +21,44 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _Array:
+    """Stands for numpy.ndarray, which could be called with an address."""
+
+
+def _plain(dtype: Any) -> np.dtype:
+    """A type of numbers or text, not of objects, which are addresses, or made up of parts, which may hold some."""
+    if not isinstance(dtype, np.dtype) or dtype.kind in "OV":
+        raise pickle.UnpicklingError("it has an array of objects")
+    return dtype
+
+
+def _begun(kind: Any, *_: Any) -> np.ndarray:
+    """An array that is about to be told what it holds."""
+    return np.empty(0)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    """A number of numpy's."""
+    return np.frombuffer(bytes(data), _plain(dtype), 1)[0]
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    """An array by its bytes, which are copied."""
+    return np.frombuffer(bytes(data), _plain(dtype)).reshape(shape, order=order).copy()
+
+
 # What rebuilds an array, a number or a tensor, under every name that numpy has pickled it by. None runs code.
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): np.dtype,
     **{
-        (f"{name}.{module}", function): getattr(import_module(f"{CORE}.{module}"), function)
+        (f"{name}.{module}", function): ours
         for name in NAMES
-        for module, function in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+        for module, function, ours in (
+            ("multiarray", "_reconstruct", _begun),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
     },
     **{(name, "bytes"): lambda: b"" for name in ("builtins", "__builtin__")},  # how an empty one is written
     ("_codecs", "encode"): _latin1,
@@ -50,8 +79,11 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
     def load_build(self) -> None:
         """State goes to arrays and to plain types alone: a type made up of parts may point numpy anywhere."""
         state, made = self.stack[-1], self.stack[-2]  # type: ignore[attr-defined]
-        plain = isinstance(made, np.dtype) and made.kind not in "OV" and tuple(state[2:5]) == (None, None, None)
-        if not (plain or isinstance(made, np.ndarray)):
+        if isinstance(made, np.ndarray):
+            _, shape, dtype, _, data = state
+            if len(data) != math.prod(shape) * _plain(dtype).itemsize or not isinstance(data, bytes | str):
+                raise pickle.UnpicklingError("an array has another size than its bytes")
+        elif not (isinstance(made, np.dtype) and made.kind not in "OV" and tuple(state[2:5]) == (None, None, None)):
             raise pickle.UnpicklingError(f"it sets the state of a {type(made).__name__}")
         pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
 
@@ -76,5 +108,5 @@ def unpickle(path: Path) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything
-        why = str(error).split("\n")[0].split(". ")[0]  # torch adds how to load it unsafely
+        why = str(error).split("\n")[0].split(". ")[0] or type(error).__name__  # torch adds how to load it unsafely
         raise ValueError(f"'{path}' is no pickle of plain values, arrays and tensors ({why}); get another.") from error

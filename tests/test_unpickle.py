@@ -119,3 +119,38 @@ def test_damage_is_said(tmp_path):
     path.write_bytes(pickle.dumps(np.arange(1000))[:200])
     with pytest.raises(ValueError, match="get another"):
         unpickle(path)
+
+
+def _pickled(*parts: bytes) -> bytes:
+    return b"\x80\x03" + b"".join(parts) + b"."
+
+
+NDARRAY, DTYPE = b"cnumpy\nndarray\n", b"cnumpy\ndtype\n(X\x02\x00\x00\x00i8tR"
+ADDRESS = b"B\x08\x00\x00\x00AAAAAAAA"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # An array of one object, at an address that the file names.
+        _pickled(NDARRAY, b"(K\x01\x85X\x01\x00\x00\x00O", ADDRESS, b"tR"),
+        # The same in parts.
+        _pickled(NDARRAY, b"(K\x01\x85](X\x01\x00\x00\x00aX\x01\x00\x00\x00Ote", ADDRESS, b"tR"),
+        # More numbers than there are bytes of.
+        _pickled(
+            b"cnumpy._core.multiarray\n_reconstruct\n(",
+            NDARRAY,
+            b"K\x00\x85C\x01btR(K\x01K\x64\x85",
+            DTYPE,
+            b"\x89",
+            ADDRESS,
+            b"tb",
+        ),
+        _pickled(b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtR", ADDRESS, b"tR"),
+    ],
+)
+def test_no_address_is_taken_from_a_file(tmp_path, content):
+    path = tmp_path / "values.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no pickle of plain values"):
+        unpickle(path)
