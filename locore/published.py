@@ -71,6 +71,9 @@ def model(tensors: dict[str, Tensor], said: str, **untold) -> ListwiseReranker |
     Raises:
         ValueError: tensors are missing, left over, of the wrong shape or no known model's.
     """
+    heads = untold.get("heads", 1)
+    if not (heads is None or (isinstance(heads, int) and heads > 0)):
+        raise ValueError(f"heads = {heads!r} has to be a whole number above 0.")
     for method in filter(pairwise.is_learned, rerankers.available()):
         build: type[PairwiseReranker] = rerankers.entry(method).build  # type: ignore[assignment]
         try:
@@ -91,7 +94,10 @@ def model(tensors: dict[str, Tensor], said: str, **untold) -> ListwiseReranker |
     for name in untold:
         if name not in known:
             raise ValueError(f"The published LOCORE has nothing called '{name}'{suggest(name, known)}")
-    return locore(tensors, said, **untold)
+    try:
+        return locore(tensors, said, **untold)
+    except (TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"'{said}' has tensors of other shapes than the published LOCORE ({error}).") from None
 
 
 def locore(

@@ -37,7 +37,7 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
     Raises:
         ValueError: a file is missing or damaged.
     """
-    if any(not isinstance(landmark, int) for landmark in left_out):
+    if not isinstance(left_out, list | tuple) or any(not isinstance(landmark, int) for landmark in left_out):
         raise ValueError(f"gldv2.left_out = {left_out!r} has to be numbers of landmarks, such as (123, 456).")
     if part not in PARTS:
         raise ValueError(f"Unknown gldv2.part '{part}'{suggest(part, PARTS)}")

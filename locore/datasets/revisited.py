@@ -63,6 +63,11 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         for rows in graded.values():
             if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
                 raise ValueError("an answer is no image of the list")
+        for each in map(np.concatenate, zip(*graded.values(), strict=True)):
+            if len(np.unique(each)) < len(each):
+                raise ValueError("an image is in two grades of a query, or twice in one")
+        if not np.isfinite(boxes).all() or not asked:
+            raise ValueError("a box is not finite, or there is no query")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
     landmarks = [re.sub(r"_\d+$", "", image) for image in asked]

@@ -38,7 +38,7 @@ def read_globals(path: Path, images: int) -> np.ndarray:
         size = path.stat().st_size
     except OSError:
         raise ValueError(f"No global descriptors at '{path}'.") from None
-    if not size or size % (4 * images):
+    if not size or not images or size % (4 * images):
         raise ValueError(
             f"'{path}' has {size:,} bytes, which are no float32 descriptors of {images:,} images; it is another "
             "gallery's, or was not copied whole."
@@ -70,11 +70,12 @@ class Locals:
             shape, kind = table.shape, table.dtype
         except FileNotFoundError:
             raise ValueError(f"No local descriptors at '{path}'.") from None
-        except (OSError, KeyError, RuntimeError, AttributeError) as error:
+        except (OSError, KeyError, RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
-        if len(shape) != 3 or shape[2] <= LEADING or kind.kind != "f":
+        if len(shape) != 3 or shape[2] <= LEADING or kind not in (np.float16, np.float32, np.float64):
             raise ValueError(
-                f"'{path}' has {kind} of shape {shape} where floating-point (images, descriptors, 5 + width) is wanted."
+                f"'{path}' has {kind} of shape {shape} where float16, float32 or float64 of (images, descriptors, "
+                "5 + width) is wanted."
             )
         if shape[0] != images:
             raise ValueError(f"'{path}' describes {shape[0]:,} images where {images:,} are asked for.")
@@ -245,6 +246,10 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         )
     if not np.isfinite(table).all():
         raise ValueError(f"'{path}' has similarities or indices that are not finite.")
+    kind = str(getattr(found, "dtype", table.dtype)).removeprefix("torch.")
+    exact = {"bfloat16": 2**8, "float16": 2**11}.get(kind, 2**24)
+    if table.dtype != np.float64 and table.dtype.kind == "f" and gallery > exact:
+        raise ValueError(f"'{path}' is of too few bits for the indices of {gallery:,} images; save it in float64.")
     indices = table[1].astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < gallery:
         wrong = indices.min() if indices.min() < 0 else indices.max()
