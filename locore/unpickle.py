@@ -83,7 +83,12 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
             _, shape, dtype, _, data = state
             if len(data) != math.prod(shape) * _plain(dtype).itemsize or not isinstance(data, bytes | str):
                 raise pickle.UnpicklingError("an array has another size than its bytes")
-        elif not (isinstance(made, np.dtype) and made.kind not in "OV" and tuple(state[2:5]) == (None, None, None)):
+        elif not (
+            isinstance(made, np.dtype)
+            and made.kind not in "OV"
+            and tuple(state[2:5]) == (None, None, None)
+            and state[5] == (made.itemsize if made.kind in "SU" else -1)
+        ):
             raise pickle.UnpicklingError(f"it sets the state of a {type(made).__name__}")
         pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
 

@@ -146,6 +146,13 @@ ADDRESS = b"B\x08\x00\x00\x00AAAAAAAA"
             ADDRESS,
             b"tb",
         ),
+        # Text of a negative length.
+        _pickled(
+            b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00S8tR",
+            b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffK\x01K\x00tb",
+            ADDRESS,
+            b"tR",
+        ),
         _pickled(b"cnumpy._core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtR", ADDRESS, b"tR"),
     ],
 )
