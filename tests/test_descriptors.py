@@ -155,7 +155,7 @@ def test_wrong_settings_are_said(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="no state dict"):
         _ = Extractor(weights=str(tmp_path / "text.pth")).sizes
-    torch.save({"model": {}}, tmp_path / "nested.pth")
+    torch.save({"epoch": 3}, tmp_path / "nested.pth")
     with pytest.raises(ValueError, match="more than a state dict"):
         _ = Extractor(weights=str(tmp_path / "nested.pth")).sizes
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
