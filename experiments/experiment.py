@@ -124,7 +124,7 @@ class Experiment:
             )
         if self.candidates < 2:
             raise ValueError(f"Experiment.candidates = {self.candidates} have no order to change; give 2 or more.")
-        self._before = [self._stage(stage) for stage in self.before]  # names, each with how much of the list
+        self._before = [self._stage(stage) for stage in self.before]
         if self.way not in WAYS:
             raise ValueError(f"Unknown Experiment.way '{self.way}'{suggest(self.way, WAYS)}")
         self.has_weights = self.method == LISTWISE or is_learned(self.method)
@@ -246,7 +246,7 @@ class Experiment:
             model = made
         return sum(p.numel() for p in model.parameters()), model.width
 
-    def _stage(self, stage: Any) -> tuple[str, int]:
+    def _stage(self, stage: Any) -> tuple[Reranker, int]:
         """A stage of a cascade.
 
         Raises:
@@ -254,8 +254,7 @@ class Experiment:
         """
         match stage:
             case (str(name), int() | None as count) if count is None or count > 1:
-                _ = self._first(name)  # what is wrong with it is said now
-                return name, count or self.candidates
+                return self._first(name), count or self.candidates
             case _:
                 raise ValueError(
                     f"{stage!r} is no stage of Experiment.before; write [('superglobal', 400)], a re-ranker and how "
@@ -281,7 +280,7 @@ class Experiment:
         folder = Path(self.embedder) if self.embedder else None
         files_ = [folder / f for f in (WHOLE, *FITTED_ON)] if folder else [Path(self.extractor.weights).expanduser()]
         files_.append(Path(self.extractor.detector).expanduser())
-        files_ += [Path(name).expanduser() / WEIGHTS for name, _ in self._before]
+        files_ += [Path(name).expanduser() / WEIGHTS for name, _ in self.before]
         if self.reranker:
             path = Path(self.reranker).expanduser()
             files_.append(path / WEIGHTS if path.is_dir() else path)
@@ -451,7 +450,7 @@ class Experiment:
             model = Windows(model, self.pass_size, self.pass_size // 2, self.way, ensemble)
         if not self.before:
             return model
-        first = [(self._moved(self._first(name)), count) for name, count in self._before]
+        first = [(self._moved(stage), count) for stage, count in self._before]
         return Cascade([*first, (model, self.candidates)])
 
     def _moved(self, model: Reranker) -> Reranker:

@@ -65,7 +65,7 @@ def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from backbones.registry import backbones
-    from locore.evaluation import interval
+    from locore.evaluation.bootstrap import estimate
     from locore.evaluation.links import CANDIDATES, EASY, LINKED, LOCALS, WIDTH, WRONG, above_wrong, link_lists
     from locore.evaluation.metrics import map_at_r
     from locore.reranking import ListwiseReranker
@@ -108,15 +108,8 @@ def _one(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": state["history"]["validation"],
         "seconds": round(state["seconds"], 1),
-        **{
-            kind: {"mean": 100 * float(values.mean()), **_bounds(interval(100 * values, np.arange(TESTED)))}
-            for kind, values in (("easy", last[EASY]), ("linked", last[LINKED]))
-        },
+        **{name: estimate(100 * last[kind], np.arange(TESTED)) for name, kind in (("easy", EASY), ("linked", LINKED))},
     }
-
-
-def _bounds(both: tuple[float, float]) -> dict[str, float]:
-    return dict(zip(("low", "high"), both, strict=True))
 
 
 if __name__ == "__main__":

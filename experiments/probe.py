@@ -124,6 +124,7 @@ def _one(
     import numpy as np
 
     from locore import checkpoints
+    from locore.evaluation.bootstrap import estimate
     from locore.evaluation.robustness import order_spread
     from locore.evaluation.transitivity import probe
 
@@ -132,17 +133,18 @@ def _one(
     rows = np.sort(np.random.default_rng(0).permutation(len(searched.rows))[: options.queries])
     shared = experiment.device, experiment.at_once
     spread = order_spread(model, searched, experiment.pass_size, rows, *shared, options.orders)
+    assert spread.scores is not None  # what has weights gives scores
     groups, metric = searched.groups[rows], searched.measures.main
     found: dict[str, Any] = {
-        "order: score": _mean(spread.scores, groups),
-        f"order: {metric}": _mean(100 * spread.metric, groups),
-        f"shuffled - searched: {metric}": _mean(100 * (spread.shuffled - spread.searched), groups),
+        "order: score": estimate(spread.scores, groups),
+        f"order: {metric}": estimate(100 * spread.metric, groups),
+        f"shuffled - searched: {metric}": estimate(100 * (spread.shuffled - spread.searched), groups),
     }
     if world.lists is None:
         return found, None
     probed = probe(model, world.lists, world.queries, world.gallery, *shared)
     measured = {"transitivity gain": probed.gain, "elsewhere": probed.elsewhere, "places": probed.places}
-    found |= {name: _mean(values, probed.walls) for name, values in measured.items()}
+    found |= {name: estimate(values, probed.walls) for name, values in measured.items()}
     found["trained with a link, %"] = _links_seen(experiment, world.benchmark)
     return found, probed
 
@@ -151,6 +153,7 @@ def _links_seen(experiment: Experiment, benchmark: Benchmark) -> dict[str, float
     """Share of the training images among whose neighbours, of which lists are drawn, something is linked to them."""
     import numpy as np
 
+    from locore.evaluation.bootstrap import estimate
     from locore.evaluation.transitivity import have_links
     from locore.retrieval import search
 
@@ -158,7 +161,7 @@ def _links_seen(experiment: Experiment, benchmark: Benchmark) -> dict[str, float
     rows = experiment.describe(images, fitted=True)[0].globals_
     _, depth = experiment.sampling.sizes(experiment.pass_size)
     neighbours = search(rows, rows, depth, np.arange(len(images))).indices
-    return _mean(100.0 * have_links(images, neighbours), images.walls)
+    return estimate(100.0 * have_links(images, neighbours), images.walls)
 
 
 def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | None]) -> list[Link]:
@@ -195,13 +198,6 @@ def _links(benchmark: Benchmark, lists: ProbeLists, probed: dict[str, Probed | N
 def _fall(value: float) -> str:
     """What a score changed by, without a sign before nothing."""
     return f"{-round(float(value), 2) or 0:+.2f}"
-
-
-def _mean(values, groups) -> dict[str, float]:
-    from locore.evaluation import interval
-
-    low, high = interval(values, groups)
-    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 if __name__ == "__main__":

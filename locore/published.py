@@ -82,14 +82,15 @@ def model(tensors: dict[str, Tensor], said: str, **untold) -> ListwiseReranker |
             raise ValueError(f"'{said}' has weights of '{method}', but not all: {error} is missing.") from None
         except (ValueError, TypeError, IndexError):
             raise ValueError(f"'{said}' has weights of '{method}', but not of its shapes.") from None
-        if shown is not None:
-            widths = {name: shown.pop(name, None) for name in ("local_dim", "global_dim")}
-            try:
-                found = pairwise.create(method, "base", **widths, settings={**shown, **untold})
-            except (AssertionError, RuntimeError) as error:  # heads that do not divide the width
-                raise ValueError(f"No '{method}' can be built with the sizes of '{said}': {error}.") from None
-            weights.fill(found, tensors, said)
-            return found
+        if shown is None:
+            continue
+        widths = {name: shown.pop(name, None) for name in ("local_dim", "global_dim")}
+        try:
+            found = pairwise.create(method, "base", **widths, settings={**shown, **untold})
+        except (AssertionError, RuntimeError) as error:  # heads that do not divide the width
+            raise ValueError(f"No '{method}' can be built with the sizes of '{said}': {error}.") from None
+        weights.fill(found, tensors, said)
+        return found
     known = [name for name in inspect.signature(locore).parameters if name not in ("tensors", "said")]
     for name in untold:
         if name not in known:

@@ -72,8 +72,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], said: str) -> None:
             for name, value in wanted.items()
             if name in tensors and tensors[name].shape != value.shape
         ],
+        "not finite": [name for name, value in tensors.items() if not value.isfinite().all()],
     }
-    wrong["not finite"] = [name for name, value in tensors.items() if not value.isfinite().all()]
     if any(wrong.values()):
         lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"The tensors of '{said}' do not fit its model: {lists}.")

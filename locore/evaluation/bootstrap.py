@@ -14,3 +14,9 @@ def interval(
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
     low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def estimate(values: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """The mean of `values` (Q,) with the ends of its 95 % interval: "mean", "low" and "high"."""
+    low, high = interval(values, groups)
+    return {"mean": float(values.mean()), "low": low, "high": high}

@@ -76,11 +76,13 @@ def rows(
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
-        for known in [each["chance"] for each in every if "chance" in each][:1]:  # runs of before have none
-            table.append({"": "chance", **{n: f"{known[n]:.1f}" for n in metrics_shown}})
-    columns_beside = list(dict.fromkeys(column for values in (published or {}).values() for column in values))
+    chance = next((each["chance"] for each in every if "chance" in each), None)  # earlier runs have none
+    if chance:
+        table.append({"": "chance", **{n: f"{chance[n]:.1f}" for n in metrics_shown}})
+    published = published or {}
+    beside = dict.fromkeys((column for values in published.values() for column in values), "")
     for row in table:
-        row |= dict.fromkeys(columns_beside, "") | (published or {}).get(row[""], {})
+        row |= beside | published.get(row[""], {})
     table += [{"": name, metrics_shown[0]: f"failed: {why}"} for name, why in failed.items()]
     return table
 
