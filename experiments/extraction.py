@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,8 +85,7 @@ class Extraction:
         parts: dict[str, Parts] = {}
         for name, images in sets.items():
             with stage(f"describing {name}"):
-                made = hashlib.sha256(f"{self.extractor.fingerprint} {images.fingerprint}".encode()).hexdigest()[:16]
-                parts[name] = self.extractor.parts(images, folder / PARTS / f"{name}-{made}")
+                parts[name] = self.extractor.parts(images, folder / PARTS / name)
         with stage("writing"):
             if processes.first():
                 whitenings = self.whitenings if self.whitenings is not None else self._fitted(parts)

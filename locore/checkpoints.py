@@ -113,7 +113,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **untold) -> List
             if trained:
                 trained["extractor"] |= _found(path.parent, trained["extractor"])
             model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
-        except (json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
             raise ValueError(f"What '{path}' says of its model is damaged, or of another version.") from error
         weights.fill(model, tensors, str(path))
         model.trained = trained

@@ -39,8 +39,12 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
     tensors = {re.sub(r"^(longformer|roberta|bert)\.", "", name): value for name, value in tensors.items()}
     words = tensors.get("embeddings.word_embeddings.weight")
     tensors = {name: value for name, value in tensors.items() if not re.match(NOT_USED, name)}
-    if words is None or "embeddings.position_embeddings.weight" not in tensors:
+    rows = tensors.get("embeddings.position_embeddings.weight")
+    if words is None or rows is None or words.ndim != 2 or rows.ndim != 2 or len(rows) <= FIRST_ROW:
         raise ValueError(f"The tensors in '{folder}' are no Longformer's or RoBERTa's: they have no embeddings.")
+    sep, pad = (config.get("sep_token_id") or config.get("eos_token_id") or SEP), (config.get("pad_token_id") or PAD)
+    if not all(isinstance(token, int) and 0 <= token < len(words) for token in (sep, pad)):
+        raise ValueError(f"'{folder / 'config.json'}' names tokens {sep} and {pad}, and there are {len(words)} words.")
     wanted = model.state_dict()
     depth = len(model.encoder.layers)
     layer = re.compile(r"encoder\.layer\.(\d+)\.")
@@ -50,10 +54,8 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
         tensors |= {
             re.sub(r"self\.(query|key|value)\.", r"self.\1_global.", n): v for n, v in tensors.items() if ".self." in n
         }
-    rows = tensors["embeddings.position_embeddings.weight"]
     tensors["embeddings.position_embeddings.weight"] = _positions(rows, len(wanted["embedding.position.weight"]), long)
-    tensors["sep_embedding"] = words[config.get("sep_token_id") or config.get("eos_token_id") or SEP]
-    tensors["pad_embedding"] = words[config.get("pad_token_id") or PAD]
+    tensors["sep_embedding"], tensors["pad_embedding"] = words[sep], words[pad]
     started = published.from_published({f"language_model.longformer.{name}": v for name, v in tensors.items()})
     own = ("embedding.local", "embedding.global_", "embedding.scale", "head")
     kept = {name: value for name, value in wanted.items() if name.startswith(own)}
@@ -75,6 +77,8 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and configuration of a model as the hub has it."""
     try:
         config = json.loads((folder / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("config.json has no settings")
         if (folder / WEIGHTS).exists():
             return weights.read(folder / WEIGHTS)[0], config
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True), config

@@ -144,9 +144,27 @@ def test_files_that_are_not_what_they_should_be(features, globals_, tmp_path):
         Stored(globals_[:3], Locals(path, IMAGES))
 
 
+def test_locals_that_nobody_wrote_or_that_lie_in_another_file(tmp_path):
+    (tmp_path / "other").write_bytes(bytes(4 * 3 * 2 * 9))
+    for name, options in (("unwritten.h5", {}), ("elsewhere.h5", {"external": [(str(tmp_path / "other"), 0, 216)]})):
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_dataset("features", (3, 2, 9), "f4", **options)
+        with pytest.raises(ValueError, match="has no rows of its own"):
+            Locals(tmp_path / name, 3)
+
+
+def test_half_precision_read_as_float32_is_noticed(globals_, tmp_path, caplog):
+    ames.write_globals(tmp_path / "global.pt", globals_)
+    assert (ames.read_globals(tmp_path / "global.pt", IMAGES) == globals_).all() and not caplog.text
+    globals_.astype(np.float16).tofile(tmp_path / "global.pt")
+    assert ames.read_globals(tmp_path / "global.pt", IMAGES).shape == (IMAGES, GLOBAL // 2)
+    assert "is it float32?" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
+        (torch.zeros(2, 3, 5, dtype=torch.complex64), "has complex numbers"),
         (np.zeros((2, 2, 5)), r"\(2, 3, neighbours\) is wanted"),
         (np.full((2, 3, 5), 40), "names image 40, and the gallery has 40"),
         (np.full((2, 3, 5), 0.5), "no whole numbers"),

@@ -9,6 +9,8 @@ from PIL import Image
 from small import write_glyphs
 
 from locore.datasets import Benchmark, benchmarks
+from locore.datasets.benchmark import Joined
+from locore.datasets.images import FileImages
 
 EMOJI = Path(__file__).parents[2] / "shared" / "data" / "emoji.zip"
 
@@ -93,3 +95,27 @@ def test_emoji_halves():
     assert isinstance(benchmark, Benchmark)
     assert len(benchmark.train) + len(benchmark.gallery) == 11_670
     assert len(set(benchmark.train.labels)) + len(set(benchmark.gallery.labels)) == 1_659
+
+
+def test_a_box_outside_of_its_image_is_refused(tmp_path):
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
+    boxes = np.array([[5, 5, 99, 99], [10, 0, 20, 8]])
+    images = FileImages(tmp_path, ["a.png", "a.png"], np.zeros(2), boxes=boxes)
+    assert images.image(0).size == (94, 94)
+    with pytest.raises(ValueError, match="is outside of its 10 × 8 pixels"):
+        images.image(1)
+
+
+def test_a_changed_image_changes_what_is_known_of_it_alone(tmp_path):
+    def known():
+        files = FileImages(tmp_path, names, np.zeros(4), boxes=np.tile([0, 0, 2, 2], (4, 1)))
+        behind = Joined(files.subset(np.array([3, 2])), files)
+        return [behind.fingerprint_of(np.array(rows)) for rows in ([0, 1], [1, 2], [2, 3], [4, 5], [2, 5])]
+
+    names = [f"{i}.png" for i in range(4)]
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    before = known()
+    Image.new("RGB", (5, 4)).save(tmp_path / "3.png")
+    assert [one == other for one, other in zip(before, known(), strict=True)] == [False, True, True, False, False]
+    assert len(set(before)) == 5

@@ -10,6 +10,7 @@ import torch
 from small import write_glyphs
 
 from locore.datasets import benchmarks
+from locore.datasets.images import FileImages
 from locore.descriptors import Extractor, embedder, extract, parts, store
 from locore.descriptors.fold import fold_batch_norms
 from locore.descriptors.pooling import POOLINGS
@@ -135,10 +136,29 @@ def test_killed_it_goes_on_behind_the_last_part(images, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         QUICK.extract(images)
     (folder,) = (tmp_path / "cache" / "descriptors").glob("*.parts")
-    (folder / ".000000008.h5.1.tmp").write_bytes(b"what a kill in the middle of a write leaves")
+    (part, *_) = sorted(folder.iterdir())
+    part.rename(part.with_name(f".{part.name}.99999999.tmp"))  # what a kill in the middle of a write leaves
     assert torch.equal(QUICK.extract(images).local, whole.local)
-    assert len(calls) == 4  # two parts, the killed one, and that one again
+    assert len(calls) == 5  # two parts, the killed one, and that one and the first again
     assert not list((tmp_path / "cache" / "descriptors").glob("*.parts"))
+
+
+def test_of_a_mended_folder_only_the_part_with_the_image_is_described_again(tmp_path, monkeypatch):
+    root = write_glyphs(tmp_path / "images", classes=12, images=2)
+    monkeypatch.setattr(parts, "PART", 4)
+    pictures = sorted(root.rglob("*.png"))
+    spoilt, read = pictures[-1], []
+    content = spoilt.read_bytes()
+    spoilt.write_bytes(b"no image")
+    describe = Extractor._describe
+    monkeypatch.setattr(Extractor, "_describe", lambda self, inputs: read.append(0) or describe(self, inputs))
+    names = [path.relative_to(root).as_posix() for path in pictures]
+    with pytest.raises(ValueError, match="mend or remove it"):
+        QUICK.extract(FileImages(root, names, np.zeros(24)))
+    before = len(read)
+    spoilt.write_bytes(content)
+    assert len(QUICK.extract(FileImages(root, names, np.zeros(24)))) == 24
+    assert before >= 4 and len(read) == 6
 
 
 def test_wrong_settings_are_said(tmp_path):

@@ -36,6 +36,21 @@ def test_each_part_asks_its_own_queries(root, caplog):
     assert private.protocols["all"].positive[0].tolist() == [0]
 
 
+def test_lists_as_spreadsheets_write_them(root):
+    for name in ("index.csv", "retrieval_solution_v2.1.csv", "train.txt"):
+        (root / name).write_text((root / name).read_text(), encoding="utf-8-sig")
+    benchmark = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"))
+    assert benchmark.gallery.names[0] == "index/a/a/b/aab0.jpg" and benchmark.train.names[0] == "index/a/a/b/aab0.jpg"
+
+
+@pytest.mark.parametrize("name", ["index.csv", "retrieval_solution_v2.1.csv"])
+def test_an_id_twice_is_refused(root, name):
+    lines = (root / name).read_text().splitlines()
+    (root / name).write_text("\n".join([*lines, lines[1]]) + "\n")
+    with pytest.raises(ValueError, match="has an id twice"):
+        benchmarks.create("gldv2", root=str(root))
+
+
 def test_training_images_without_what_is_left_out(root, caplog):
     benchmark = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=(7, 9))
     assert benchmark.train.names == ["index/a/b/c/abc1.jpg"] and benchmark.train.labels.tolist() == [8]

@@ -105,6 +105,8 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
         locore.rerank(pictures[0], pictures[1:], "chamfre")
     with pytest.raises(ValueError, match="no re-ranker without weights"):
         locore.rerank(pictures[0], pictures[1:], "ames")
+    with pytest.raises(ValueError, match="Cannot read the image 'None'"):
+        locore.rerank(pictures[0], [None], "chamfer", SMALL)
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"Cannot read the image '.*broken.png'"):
         locore.rerank(pictures[0], [tmp_path / "broken.png"], "chamfer", SMALL)

@@ -1,5 +1,7 @@
 """A re-ranker that starts from a language model computes what transformers computes with the same weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,12 @@ def test_what_does_not_fit_is_said(roberta, tmp_path):
         start_from(reranker(width=64), tmp_path)
     with pytest.raises(ValueError, match="for the backbone 'longformer' alone"):
         start_from(ListwiseReranker("mamba", 16, 24), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for said, words in (([], "has no settings"), ({**config, "sep_token_id": 10**6}, "names tokens 1000000 and")):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=words):
+            start_from(reranker(), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
         start_from(reranker(), tmp_path)

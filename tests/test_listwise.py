@@ -119,6 +119,16 @@ def test_a_missing_or_damaged_model_is_said_in_one_sentence(tmp_path, content):
         checkpoints.load(tmp_path)
 
 
+def test_scales_that_are_not_known_and_scores_that_are_no_numbers_are_said():
+    model, shortlist = reranker(scales=3), Shortlist.random(2, K, L, 12, 20)
+    shortlist.candidates.scale[1, 2] = 3
+    with pytest.raises(ValueError, match="of scales 0 to 3, and the re-ranker knows 0 to 2"):
+        model.rerank(shortlist)
+    shortlist.candidates.scale[1, 2], shortlist.query.local[0] = 2, torch.inf
+    with pytest.raises(ValueError, match="scores are not numbers"):
+        model.rerank(shortlist)
+
+
 def test_wrong_settings_name_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'segment'"):
         reranker(positions="segments")

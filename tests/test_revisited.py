@@ -94,6 +94,10 @@ def test_distractors_follow_the_gallery(tmp_path, caplog):
             {"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [0, 0, 1, 1], "easy": [1], "hard": [], "junk": []}]},
             "an answer is no image of the list",
         ),
+        (
+            {"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [9, 0, 9, 1], "easy": [0], "hard": [], "junk": []}]},
+            "a box is not finite or empty",
+        ),
     ],
 )
 def test_ground_truth_that_is_none(tmp_path, truth, words):
@@ -101,3 +105,9 @@ def test_ground_truth_that_is_none(tmp_path, truth, words):
         (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
     with pytest.raises(ValueError, match=words):
         benchmarks.create("roxford5k", root=str(tmp_path))
+
+
+def test_the_ground_truth_of_another_is_noticed(tmp_path, caplog):
+    (tmp_path / "gnd_roxford5k.pkl").write_bytes((TRUTH / "gnd_rparis6k.pkl").read_bytes())
+    benchmarks.create("roxford5k", root=str(tmp_path))
+    assert "names 6322 images where 4993 were published" in caplog.text

@@ -45,6 +45,10 @@ class ImageSet(ABC):
         """Some of the images, in the order given."""
         return Subset(self, indices)
 
+    def fingerprint_of(self, rows: np.ndarray) -> str:
+        """The fingerprint of some of the images (M,), which need not change with the others."""
+        return hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
+
 
 class Subset(ImageSet):
     """Rows of another image set."""
@@ -57,6 +61,9 @@ class Subset(ImageSet):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         return hashlib.sha256(self.base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+
+    def fingerprint_of(self, rows: np.ndarray) -> str:
+        return self.base.fingerprint_of(self.indices[rows])
 
     def image(self, index: int) -> Image.Image:
         return self.base.image(int(self.indices[index]))
@@ -74,6 +81,11 @@ class Joined(ImageSet):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         return hashlib.sha256("".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    def fingerprint_of(self, rows: np.ndarray) -> str:
+        starts, of = self._ends - [len(part) for part in self.parts], np.searchsorted(self._ends, rows, side="right")
+        known = [part.fingerprint_of(rows[of == i] - starts[i]) for i, part in enumerate(self.parts) if (of == i).any()]
+        return hashlib.sha256("".join(known).encode()).hexdigest()
 
     def image(self, index: int) -> Image.Image:
         part = int(np.searchsorted(self._ends, index, side="right"))

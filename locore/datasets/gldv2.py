@@ -87,7 +87,7 @@ def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:
     """The rows of one of the data set's lists."""
     path = root / name
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not columns <= set(reader.fieldnames or ()):
                 raise ValueError(f"'{path}' has no columns {', '.join(sorted(columns))}; get it again, from {SOURCE}.")
@@ -96,6 +96,8 @@ def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:
                 len(row["id"]) < 3 for row in rows
             ):
                 raise ValueError(f"'{path}' was not copied whole; get it again, from {SOURCE}.")
+            if len({row["id"] for row in rows}) < len(rows):
+                raise ValueError(f"'{path}' has an id twice; get it again, from {SOURCE}.")
             return rows
     except FileNotFoundError:
         raise missing("gldv2", path, root, SOURCE) from None

@@ -54,12 +54,18 @@ class FileImages(ImageSet):
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
-        versions = self._looked_up() if self._versions is None else self._versions
-        known = repr(list(zip(self.names, versions, strict=True)))
-        known += "" if self.boxes is None else repr(self.boxes.tolist())
+        return self.fingerprint_of(np.arange(len(self.names)))
+
+    def fingerprint_of(self, rows: np.ndarray) -> str:
+        versions = self._of_files
+        known = repr([(self.names[row], versions[row]) for row in rows])
+        known += "" if self.boxes is None else repr(self.boxes[rows].tolist())
         return hashlib.sha256(known.encode()).hexdigest()
 
-    def _looked_up(self) -> list[tuple[int, int]]:
+    @cached_property
+    def _of_files(self) -> Sequence[tuple[int, int]]:
+        if self._versions is not None:
+            return self._versions
         try:
             return versions(self.root / name for name in self.names)
         except OSError as error:
@@ -75,7 +81,7 @@ class FileImages(ImageSet):
         name = self.names[index]
         try:
             with Image.open(self._open(name)) as image:
-                found = on_white(image if self.boxes is None else image.crop(tuple(self.boxes[index])))
+                found = on_white(image if self.boxes is None else _cut(image, self.boxes[index]))
                 found.info[WHOLE_SIZE] = image.size
                 return found
         except UNREADABLE as error:
@@ -89,6 +95,13 @@ class FileImages(ImageSet):
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.root)
         return io.BytesIO(self._zip.read(name))
+
+
+def _cut(image: Image.Image, box: np.ndarray) -> Image.Image:
+    left, top, right, bottom = box
+    if right <= 0 or bottom <= 0 or left >= image.width or top >= image.height:
+        raise ValueError(f"its box {box.tolist()} is outside of its {image.width} × {image.height} pixels")
+    return image.crop((left, top, right, bottom))
 
 
 def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:

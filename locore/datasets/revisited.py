@@ -17,6 +17,7 @@ from locore.unpickle import unpickle
 log = logging.getLogger(__name__)
 
 SOURCE = "http://cmp.felk.cvut.cz/revisitop"
+IMAGES = {"roxford5k": 4_993, "rparis6k": 6_322}
 DISTRACTORS = 1_001_001
 GRADES = ("easy", "hard", "junk")
 # Protocol -> which grades are right, which do not count, and which are moved behind the list before it is cut. Images
@@ -66,10 +67,12 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         for each in map(np.concatenate, zip(*graded.values(), strict=True)):
             if len(np.unique(each)) < len(each):
                 raise ValueError("an image is in two grades of a query, or twice in one")
-        if not np.isfinite(boxes).all() or not asked:
-            raise ValueError("a box is not finite, or there is no query")
+        if not np.isfinite(boxes).all() or (boxes[:, :2] >= boxes[:, 2:]).any() or not asked:
+            raise ValueError("a box is not finite or empty, or there is no query")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
+    if len(listed) != IMAGES[name]:
+        log.warning("'%s' names %d images where %d were published.", path, len(listed), IMAGES[name])
     landmarks = [re.sub(r"_\d+$", "", image) for image in asked]
     gallery: ImageSet = FileImages(root / "jpg", _files(listed), np.full(len(listed), NOBODY))
     if distractors:
@@ -90,7 +93,7 @@ def _distractors(root: Path) -> FileImages:
     """The million images without a landmark of Oxford or Paris."""
     path = root / "revisitop1m.txt"
     try:
-        names = path.read_text().split()
+        names = path.read_text(encoding="utf-8-sig").split()
     except OSError:
         raise ValueError(f"The distractors are not whole: '{path}' is missing. Get it from {SOURCE}.") from None
     except UnicodeDecodeError:

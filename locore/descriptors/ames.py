@@ -5,6 +5,7 @@ Descriptors are read from disk as they are asked for: a gallery of a million ima
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import shutil
@@ -24,7 +25,10 @@ from locore.files import atomic
 from locore.retrieval import Neighbours
 from locore.unpickle import unpickle
 
+log = logging.getLogger(__name__)
+
 AT_ONCE = 10_000  # rows
+LOOKED_AT = 100  # rows whose norm is looked at
 LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale, mask (1 = missing), weight first
 
 
@@ -43,7 +47,14 @@ def read_globals(path: Path, images: int) -> np.ndarray:
             f"'{path}' has {size:,} bytes, which are no float32 descriptors of {images:,} images; it is another "
             "gallery's, or was not copied whole."
         )
-    return np.memmap(path, dtype=np.float32, mode="c", shape=(images, size // (4 * images)))
+    rows = np.memmap(path, dtype=np.float32, mode="c", shape=(images, size // (4 * images)))
+    norm = float(np.median(np.linalg.norm(rows[:LOOKED_AT].astype(np.float64), axis=1)))
+    if not 0.5 < norm < 2:
+        log.warning(
+            "'%s' has descriptors of norm %.2g where 1 is wanted, since inner products are compared; is it float32?",
+            *(path, norm),
+        )
+    return rows
 
 
 def write_globals(path: Path, rows: np.ndarray) -> None:
@@ -81,6 +92,8 @@ class Locals:
             raise ValueError(f"'{path}' describes {shape[0]:,} images where {images:,} are asked for.")
         if count is not None and not 1 <= count <= shape[1]:
             raise ValueError(f"'{path}' has {shape[1]} descriptors an image where {count} are asked for.")
+        if table.external or table.is_virtual or not table.id.get_storage_size():
+            raise ValueError(f"'{path}' has no rows of its own: it names other files, or was never written to.")
         self.count, self.width = count or shape[1], shape[2] - LEADING
         offset = table.id.get_offset()
         # Rows of a contiguous table lie side by side, and a memory map reads them without HDF5's cost of a selection.
@@ -233,6 +246,8 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         found = unpickle(path)
     except FileNotFoundError:
         raise ValueError(f"No neighbours at '{path}'.") from None
+    if isinstance(found, Tensor) and found.is_complex():
+        raise ValueError(f"'{path}' has complex numbers where similarities and indices are wanted.")
     try:
         table = found.detach().float().numpy() if isinstance(found, Tensor) else np.asarray(found)
     except (TypeError, NotImplementedError, RuntimeError):
@@ -278,7 +293,7 @@ def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
         ValueError: it is missing, or a line is another.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError:
         raise ValueError(f"No training list at '{path}'.") from None
     except UnicodeDecodeError:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,16 +138,21 @@ class Extractor:
             log.info("Descriptors of %d images: cached in %s.", len(images), path)
             return store.unpack(*map(torch.from_numpy, cached))
         check_cache()
-        paths = self.parts(images, path.with_suffix(".parts"))
+        listed = hashlib.sha256(repr([self.fingerprint, *images.names]).encode()).hexdigest()[:16]
+        folder = path.with_name(f"{self.model}-{listed}.parts")  # the same after one image is mended
+        described = self.parts(images, folder)
         try:
-            parts = [store.read_arrays(*part) for part in paths]
+            parts = [store.read_arrays(*part) for part in described]
         except FileNotFoundError:  # another run has described the same images, and is done
             parts = [store.read_arrays(path, len(images))]
         globals_, features = (np.concatenate(each) for each in zip(*parts, strict=True))
         processes.wait()  # till all have read the parts
         if processes.first():
             store.write(path, globals_, features)
-            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+            for part, _ in described:
+                part.unlink(missing_ok=True)
+            with suppress(OSError):  # another run may have parts of its own there
+                folder.rmdir()
         processes.wait()
         return store.unpack(torch.from_numpy(globals_), torch.from_numpy(features))
 
@@ -163,8 +167,12 @@ class Extractor:
         def load(rows: range) -> list[list[Tensor]]:
             return self._inputs(self._embedder, [images.image(i) for i in rows])
 
+        def key(rows: range) -> str:
+            known = f"{self.fingerprint} {images.fingerprint_of(np.array(rows))}"
+            return hashlib.sha256(known.encode()).hexdigest()[:16]
+
         with torch.inference_mode():
-            return write_parts(len(images), self.batch, load, self._describe, folder)
+            return write_parts(len(images), self.batch, load, self._describe, folder, key)
 
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
         """Descriptors of images in memory, not cached."""

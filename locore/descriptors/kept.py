@@ -44,7 +44,7 @@ def _key(picture: Picture) -> str:
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
     try:
         return hashlib.sha256(Path(picture).read_bytes()).hexdigest()
-    except OSError as error:
+    except (OSError, TypeError) as error:
         raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error
 
 

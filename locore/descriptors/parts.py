@@ -23,6 +23,7 @@ def write_parts(
     load: Callable[[range], T],
     describe: Callable[[T], tuple[np.ndarray, np.ndarray]],
     folder: Path,
+    key: Callable[[range], str],
 ) -> list[tuple[Path, int]]:
     """Describe images into part files, but for those that are there; each process its share. -> all of them, with
     their rows.
@@ -30,10 +31,11 @@ def write_parts(
     Args:
         images: how many. batch: as many at a time. load: reads some, ahead and on other threads.
         describe: what `load` gave -> their rows of `global` and `features`, see `store.write`.
+        key: changes with what is in some of the images; their file is named by it, and described anew when it changes.
     """
     starts = range(0, images, PART)
-    paths = {start: folder / f"{start:09}.h5" for start in starts}
     ends = {start: min(start + PART, images) for start in starts}
+    paths = {start: folder / f"{start:09}-{key(range(start, end))}.h5" for start, end in ends.items()}
     looked_at = [start for start in processes.share(starts) if not _whole(paths[start], ends[start] - start)]
     missing = [start for found in processes.gathered(looked_at) for start in found]
     own = processes.share(missing)

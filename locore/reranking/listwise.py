@@ -155,7 +155,13 @@ class ListEmbedding(nn.Module):
             joined = torch.cat([query[:, None], candidates], dim=1)
             return joined.to(self.sep.dtype) if joined.is_floating_point() else joined
 
-        parts = [self.local(both("local")) + self.scale(both("scale"))]
+        scale = both("scale")
+        if scale.min() < 0 or scale.max() >= self.scale.num_embeddings:
+            raise ValueError(
+                f"Local descriptors are of scales {scale.min()} to {scale.max()}, and the re-ranker knows 0 to "
+                f"{self.scale.num_embeddings - 1}; give descriptors of the scales that it was trained on."
+            )
+        parts = [self.local(both("local")) + self.scale(scale)]
         real = both("mask")
         parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
         real = F.pad(real, (0, 1), value=True)

@@ -97,7 +97,13 @@ class Ranking:
 
     @classmethod
     def by(cls, scores: Tensor) -> Ranking:
-        """Best score first; equal scores keep the shortlist's order."""
+        """Best score first; equal scores keep the shortlist's order.
+
+        Raises:
+            ValueError: a score is not a number.
+        """
+        if scores.isnan().any():
+            raise ValueError("A re-ranker's scores are not numbers; its weights or the descriptors overflow.")
         return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
 
 
