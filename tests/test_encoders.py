@@ -72,6 +72,30 @@ def test_causal_wkv_is_transformers_rwkv4():
     torch.testing.assert_close(wkv(decay.exp(), bonus, key, value, causal=True), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_list_attention_is_torchs_attention_before_query_attention():
+    torch.manual_seed(0)
+    layout, ours, rest = (
+        ListLayout(5, 6),
+        create("list_attention", width=24, depth=1, heads=2, expansion=2),
+        create("query_attention", width=24, depth=1, heads=2, expansion=2),
+    )
+    tokens, mask = torch.randn(2, layout.tokens, 24), torch.rand(2, layout.tokens) > 0.2
+    mask |= layout.sep()
+    first = ours.layers[0]
+    rest.load_state_dict(
+        {n.replace("layers.1.", "layers.0."): v for n, v in ours.state_dict().items() if ".0." not in n}
+    )
+    theirs = torch.nn.MultiheadAttention(24, 2, batch_first=True)
+    projections = [getattr(first.attention, name) for name in ("query", "key", "value")]
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+        theirs.out_proj.load_state_dict(first.attention.output.state_dict())
+        normed = first.norm(tokens)
+        expected = rest(tokens + theirs(normed, normed, normed, key_padding_mask=~mask)[0], layout, mask)
+        torch.testing.assert_close(ours(tokens, layout, mask), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", available())
 def test_recomputing_layers_gives_the_same_gradients(name):
     torch.manual_seed(0)

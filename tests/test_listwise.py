@@ -21,14 +21,14 @@ def reorder(shortlist: Shortlist, order: torch.Tensor) -> Shortlist:
     return Shortlist(shortlist.similarities[:, order], shortlist.query, shortlist.candidates[:, order])
 
 
-@pytest.mark.parametrize("encoder", ["pairwise", "transformer", "query_attention"])
+@pytest.mark.parametrize("encoder", ["pairwise", "transformer", "query_attention", "list_attention"])
 def test_without_positions_the_order_of_candidates_makes_no_difference(encoder):
     model, shortlist, order = reranker(encoder, positions="none"), Shortlist.random(2, K, L, 12, 20), torch.randperm(K)
     scores = model.rerank(shortlist).scores
     torch.testing.assert_close(model.rerank(reorder(shortlist, order)).scores, scores[:, order], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("encoder", ["longformer", "mamba", "rwkv", "transformer"])
+@pytest.mark.parametrize("encoder", ["longformer", "mamba", "rwkv", "transformer", "list_attention"])
 def test_a_shorter_list_in_a_batch_scores_as_it_does_alone(encoder):
     torch.manual_seed(0)
     model = ListwiseReranker(encoder, 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2}).eval()

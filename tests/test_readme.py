@@ -77,7 +77,9 @@ def test_the_readmes_files_exist():
         assert (Path(__file__).parents[1] / "".join(path)).exists(), path
 
 
-@pytest.mark.parametrize("name", ["mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention"])
+@pytest.mark.parametrize(
+    "name", ["mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention", "list_attention"]
+)
 def test_every_gin_file_says_what_it_is(name):
     text = (Path(__file__).parents[1] / "gin" / f"{name}.gin").read_text()
     for word in ("# Reproduces:", "# Command: python -m experiments.run", "# Time and result:"):
