@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import TypeVar
 
 import gin
@@ -107,12 +108,12 @@ def _read(parser: Callable, text: str, said: str, **options) -> None:
     """Let gin read a file or a line; what it says of a mistake names that file or line, and the nearest known name."""
     try:
         parser(text, **options)
-    except (ValueError, TypeError, SyntaxError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, OSError, RuntimeError) as error:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
             known = ["Data", "Extractor", "Training", "Sampling", "Finetuning", *COMMANDS, *SETTINGS]
             raise ValueError(f"In '{said}' nothing is called '{unknown[1]}'{suggest(unknown[1], known)}") from error
-        raise ValueError(f"In '{said}': {error}") from error
+        raise ValueError(f"In '{said}': {error.args[0] if isinstance(error, TokenError) else error}") from error
 
 
 def _found(file: str) -> str:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from locore import weights
-from locore.files import atomic
 
 
 def save(path: Path, model: nn.Module, optimizer, state: dict, average: nn.Module | None = None) -> None:
@@ -20,8 +19,7 @@ def save(path: Path, model: nn.Module, optimizer, state: dict, average: nn.Modul
         tensors |= {f"average.{name}": value for name, value in weights.of(average).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    weights.write(path, tensors, state=json.dumps(state))
 
 
 def restore(path: Path, model: nn.Module, optimizer, average: nn.Module | None = None) -> dict | None:

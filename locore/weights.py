@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,9 +21,23 @@ def of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save(module: nn.Module, path: Path, **metadata: str) -> None:
-    """Write a module's weights, atomically."""
+    """Write a module's weights, atomically; errors as `write`."""
+    write(path, of(module), **metadata)
+
+
+def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
+    """Write a file of safetensors, atomically.
+
+    Raises:
+        OSError: there is no room, or it cannot be written.
+    """
     with atomic(path) as temporary:
-        save_file(of(module), temporary, metadata=metadata or None)
+        try:
+            save_file(tensors, temporary, metadata=metadata or None)
+        except SafetensorError as error:
+            raise OSError(
+                f"'{path}' cannot be written ({error}); make room, and run the same command again."
+            ) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

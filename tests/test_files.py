@@ -1,12 +1,15 @@
 """Files that are whole or absent."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
+from locore import weights
 from locore.files import UMASK, atomic
 
 
@@ -35,3 +38,19 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path)
     with atomic(tmp_path / "w[1]") as temporary:
         temporary.touch()
     assert not dead.exists() and alive.exists() and other.exists()
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_too(*_, **__):
+        raise SafetensorError("I/O error")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"There is no room left for '.*w'; make some"), atomic(tmp_path / "w") as path:
+        path.write_text("much")
+    monkeypatch.setattr(weights, "save_file", full_too)
+    with pytest.raises(OSError, match=r"w' cannot be written \(I/O error\); make room"):
+        weights.write(tmp_path / "w", {})
+    assert not list(tmp_path.iterdir())

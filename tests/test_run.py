@@ -34,6 +34,7 @@ def test_folders_beside_it_are_not_taken_for_those_of_gin_files(tmp_path, monkey
         ),
         (["--gin", "gin/mamba.gin", "--set", "Training.stepps = 3"], "stepps"),
         (["--gin", "gin/mamba.gin", "--set", "Training.steps 3"], "In 'Training.steps 3'"),
+        (["--gin", "gin/mamba.gin", "--set", "mamba.depth = ["], "EOF in multi-line"),
         (["--gin", "gin/mamba.gin", "--set", "mamba.widht = 3"], "did you mean 'width'"),
         (["--gin", "gin/mamba.gin", "--set", "glyphs.max_querys = 3"], "did you mean 'max_queries'"),
         (["--gin", "gin/mamba.gin", "--set", "Data.benchmark = 'folder'"], "give folder.path"),

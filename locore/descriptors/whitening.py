@@ -7,10 +7,11 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from locore.files import atomic
+from locore import weights
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ class Whitening:
 
 def save(path: Path, whitenings: dict[str, Whitening]) -> None:
     """Write several by name, atomically."""
-    tensors = {f"{name}.{part}": getattr(w, part) for name, w in whitenings.items() for part in ("matrix", "offset")}
-    with atomic(path) as temporary:
-        save_file(tensors, temporary)
+    arrays = {f"{name}.{part}": getattr(w, part) for name, w in whitenings.items() for part in ("matrix", "offset")}
+    weights.write(path, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def load(path: Path) -> dict[str, Whitening]:
