@@ -20,7 +20,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,7 @@ def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[
         result = board.results / f"{name}-seed{seed}.json"
         metrics = _known(result, row.config)
         if metrics is None and options.finished:
+            print(f"{name}, seed {seed}: left out, '{result}' is no result of it.", file=sys.stderr)
             continue
         if metrics is None:
             folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(row.config.encode()).hexdigest()[:8]}"
@@ -154,6 +155,8 @@ def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[
             files.write_text(result.with_suffix(".csv"), (folder / "queries.csv").read_text())
             files.write_json(result, metrics)
         finished[name].append(metrics)
+    if options.finished and not finished:
+        raise ValueError(f"'{board.results}' has no result of these rows; leave --finished out to run them.")
     return finished, failed
 
 
@@ -214,10 +217,12 @@ def _known(result: Path, config: str) -> dict | None:
         metrics = json.loads(result.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if not same_run(config, metrics.get("config", "")) or not result.with_suffix(".csv").exists():
+    path = result.with_suffix(".csv")
+    if not same_run(config, metrics.get("config", "")) or not path.exists():
         return None
-    with open(result.with_suffix(".csv")) as file:
-        return metrics if file.readline().startswith("protocol,") else None  # else by an older version
+    asked = Counter({protocol: measured["queries"] for protocol, measured in metrics["protocols"].items()})
+    # Another count is an older version's, or a damaged file's.
+    return metrics if Counter(query.get("protocol") for query in _queries(path)) == asked else None
 
 
 def _queries(path: Path) -> list[dict[str, str]]:

@@ -134,20 +134,25 @@ def test_published_numbers_stand_beside_their_rows(tmp_path):
         comparison.read_published(path, "results")
 
 
-def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch):
+def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch, capsys):
     assert compare.main([arguments[0], *arguments[2:]]) == 0
     monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
     assert compare.main([*arguments, "--seeds", "0", "1", "--finished"]) == 0
     table = (tmp_path / "results" / "table.md").read_text()
     assert "| good |" in table and "bad" not in table.split("Command")[0] and "±" not in table.split("Re-ranked")[0]
+    assert "good, seed 1: left out" in capsys.readouterr().err
+    assert compare.main([arguments[1], *arguments[2:], "--finished"]) == 2
+    assert "has no result of these rows" in capsys.readouterr().err
 
 
-def test_metrics_of_queries_by_an_older_version_are_not_known(arguments, tmp_path, monkeypatch):
+def test_metrics_of_queries_by_an_older_version_or_cut_short_are_not_known(arguments, tmp_path, monkeypatch):
     assert compare.main([arguments[0], *arguments[2:]]) == 0
     path = tmp_path / "results" / "good-seed0.csv"
-    path.write_text(path.read_text().replace("protocol,query", "query", 1))
+    text = path.read_text()
     monkeypatch.setattr(compare, "_run", lambda _: "run again")
-    assert compare.main([arguments[0], *arguments[2:]]) == 1
+    for other in (text.replace("protocol,query", "query", 1), text[: len(text) // 2], ""):
+        path.write_text(other)
+        assert compare.main([arguments[0], *arguments[2:]]) == 1
 
 
 def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default():
