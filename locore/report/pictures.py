@@ -20,7 +20,7 @@ from locore.progress import track
 
 SHOWN = 10  # places of a list
 TILE, FRAME, GAP, LABEL = 104, 4, 8, 64  # pixels of a list's pictures, and what is around them
-GREEN, RED = "#1a9850", "#d73027"
+GREEN, RED, GREY = "#1a9850", "#d73027", "#8a94a1"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -38,7 +38,8 @@ def lists(
     gallery: ImageSet,
     count: int,
 ) -> None:
-    """Queries with their first places before and after re-ranking: right ones framed green, wrong ones red.
+    """Queries with their first places before and after re-ranking: right ones framed green, wrong ones red, and grey
+    what does not count.
 
     Args:
         order: (Q, K) re-ranked places. count: queries to show, drawn with seed 0.
@@ -55,7 +56,7 @@ def lists(
             y = top + line * step
             pen.text((left - GAP, y + TILE // 2), word, fill="black", font=font, anchor="rm")
             for column, place in enumerate(places):
-                colour = GREEN if searched.right[row, place] else RED
+                colour = GREEN if searched.right[row, place] else GREY if searched.junk[row, place] else RED
                 image = gallery.image(int(searched.neighbours.indices[row, place]))
                 sheet.paste(_tile(image, colour), (left + column * step, y))
     with atomic(path) as temporary:
