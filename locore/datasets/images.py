@@ -57,15 +57,16 @@ class FileImages(ImageSet):
         return self.fingerprint_of(np.arange(len(self.names)))
 
     def fingerprint_of(self, rows: np.ndarray) -> str:
-        versions = self._of_files
-        known = repr([(self.names[row], versions[row]) for row in rows])
+        known = repr([self._files[row] for row in rows])
         known += "" if self.boxes is None else repr(self.boxes[rows].tolist())
         return hashlib.sha256(known.encode()).hexdigest()
 
     @cached_property
-    def _of_files(self) -> Sequence[tuple[int, int]]:
-        if self._versions is not None:
-            return self._versions
+    def _files(self) -> list[tuple[str, tuple[int, int]]]:
+        """Name and version of each."""
+        return list(zip(self.names, self._looked_up() if self._versions is None else self._versions, strict=True))
+
+    def _looked_up(self) -> list[tuple[int, int]]:
         try:
             return versions(self.root / name for name in self.names)
         except OSError as error:
