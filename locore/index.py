@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from locore.datasets.folder import SUFFIXES
 from locore.descriptors import Descriptors, Extractor
@@ -31,10 +31,11 @@ class Index:
     descriptors: Descriptors
     unreadable: dict[str, str]
 
-    def nearest(self, query: Descriptors, count: int) -> torch.Tensor:
-        """(count,) places of the photos most similar to one query (1, …) by global descriptors, best first."""
+    def nearest(self, query: Descriptors, count: int) -> tuple[Tensor, Tensor]:
+        """Of the photos most similar to one query (1, …) by global descriptors, best first: (count,) similarities, and
+        their places."""
         similarities = self.descriptors.global_.float() @ query.global_[0].float()
-        return similarities.topk(min(count, len(self.names))).indices
+        return similarities.topk(min(count, len(self.names)))
 
 
 def index(folder: Path, extractor: Extractor) -> Index:

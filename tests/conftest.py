@@ -1,6 +1,7 @@
 """What all tests share: caches of their own, and a rule that nothing is skipped unseen."""
 
 import os
+import shutil
 
 import pytest
 
@@ -20,6 +21,39 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """Opens a file; at the end no page may have complained, or asked a network for anything."""
+    pages, seen = [], []
+
+    def opened(path):
+        page = browser.new_page()
+        page.on("console", lambda said: seen.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda r: seen.append(r.url) if not r.url.startswith(("data:", "file:", "blob:")) else None)
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert not seen
 
 
 @pytest.hookimpl(hookwrapper=True)

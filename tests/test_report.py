@@ -15,7 +15,6 @@ from experiments.run import main
 from locore.reranking import Shortlist
 from locore.reranking.influence import influence
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = ("chamfer", "superglobal")
 RUNS = (*METHODS, "listwise")
 
@@ -35,30 +34,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(folder, browser):
-    """The page, and what it said or asked for."""
-    page, seen = browser.new_page(), []
-    page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: seen.append(str(error)))
-    page.on("request", lambda r: seen.append(r.url) if not r.url.startswith(("data:", "file:", "blob:")) else None)
-    page.goto((folder / "report.html").as_uri())
+def opened(folder, show):
+    page = show(folder / "report.html")
     page.wait_for_selector("article.query")
-    yield page
-    assert not seen
-    page.close()
+    return page
 
 
 def measured(folder, method):
@@ -131,7 +111,7 @@ def test_charts_are_drawn_and_the_theme_turns(opened):
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, browser, tmp_path, capsys):
+def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, show, tmp_path, capsys):
     world = [f"posters.{n} = {v}" for n, v in {"walls": 9, "views": 16, "queries": 12, "distractors": 5}.items()]
     lines = [line for line in QUICK if not line.startswith("Data.")]
     lines += [*world, "Data.benchmark = 'posters'", "Extractor.grid = 4", "Experiment.ensemble = False"]
@@ -141,8 +121,7 @@ def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, browse
     assert probe.main([str(walls), "--queries", "4", "--orders", "3", "--out", str(tmp_path / "probes")]) == 0
     of = [str(folder / "listwise"), str(walls), "--explained", "0", "--out", str(tmp_path / "page.html")]
     assert report.main([*of, "--probes", str(tmp_path / "probes")]) == 0
-    page = browser.new_page()
-    page.goto((tmp_path / "page.html").as_uri())
+    page = show(tmp_path / "page.html")
     assert page.locator("#summary tbody tr:not(.reference) td:first-child").all_inner_texts() == ["listwise"]
     page.locator("#benchmark").select_option("1")
     assert page.locator("#summary tbody tr:not(.reference) td:first-child").all_inner_texts() == ["walls"]
@@ -157,7 +136,6 @@ def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, browse
     gain = page.locator("#probes tbody tr").first.locator("td").nth(1 + list(found).index("transitivity gain"))
     assert gain.inner_text().startswith(f"{found['transitivity gain']['mean']:.2f} [")
     assert page.evaluate("document.getElementById('links').naturalWidth") > 500
-    page.close()
     (tmp_path / "probes" / "probe.json").write_text('{"runs": {"walls": {"x": {}}}}')
     assert report.main([*of, "--probes", str(tmp_path / "probes")]) == 2
     assert "probe.json' is damaged" in capsys.readouterr().err
@@ -189,7 +167,7 @@ def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
 
 
-def test_odd_names_are_shown_and_changed_images_are_said(browser, tmp_path, capsys):
+def test_odd_names_are_shown_and_changed_images_are_said(show, tmp_path, capsys):
     root = write_glyphs(tmp_path / "images", classes=8)
     for number, path in enumerate(sorted(root.iterdir())[-3:]):
         path.rename(root / ("zz<!--<script>", "zy \"quoted\" & 'so'", "zx < b")[number])
@@ -197,11 +175,9 @@ def test_odd_names_are_shown_and_changed_images_are_said(browser, tmp_path, caps
     arguments = [part for line in lines for part in ("--set", line)]
     assert main(["--gin", "gin/peers/chamfer.gin", *arguments, "--out", str(tmp_path / "run")]) == 0
     assert report.main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
-    page = browser.new_page()
-    page.goto((tmp_path / "page.html").as_uri())
+    page = show(tmp_path / "page.html")
     page.wait_for_selector("article.query")
     assert any("zz<!--<script>" in text for text in page.locator(".asked").all_inner_texts())
-    page.close()
     next(root.rglob("*.png")).unlink()
     changed = sorted(root.iterdir())[-1]
     (changed / "new.png").write_bytes(next(changed.glob("*.png")).read_bytes())

@@ -4,13 +4,17 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from small import write_glyphs
+from small import QUICK, write_glyphs
 
-from experiments import search
+import locore
+from experiments import run, search
 from locore.descriptors import Extractor
 from locore.descriptors.kept import opened
 from locore.index import index
+from locore.reranking import Shortlist
+from locore.reranking.influence import influence
 
 SMALL = Extractor(image_size=32, local_stage=3, grid=2)
 
@@ -52,10 +56,40 @@ def test_a_photo_finds_itself_and_the_page_shows_the_list(photos, tmp_path, caps
     assert lines[0].split()[1] == query.relative_to(photos).as_posix() and len(lines) == 6
     assert "left out: broken.jpg" in said.err
     text = page.read_text()
-    assert text.count("data:image/webp") == 6 and not re.search(r"https?://", text)
+    assert text.count('"data":"UklGR') == 6 and not re.search(r"https?://", text)
     width, height = Image.open(query).size
     assert search.main([*arguments, "--crop", "0", "0", str(width // 2), str(height)]) == 0
     assert capsys.readouterr().out.splitlines()[:5] != lines[:5]
+
+
+def test_a_click_on_a_photo_shows_what_moved_its_score(photos, tmp_path, show, capsys):
+    lines = [*QUICK, f"folder.path = '{write_glyphs(tmp_path / 'trained')}'", "Experiment.ensemble = False"]
+    arguments = [part for line in lines for part in ("--set", line)]
+    model = tmp_path / "listwise"
+    assert run.main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(model)]) == 0
+    query = sorted(photos.rglob("*.png"))[5]
+    asked = ["--index", str(photos), "--query", str(query), "--reranker", str(model), "--candidates", "6"]
+    capsys.readouterr()
+    assert search.main([*asked, "--explained", "3", "--page", str(tmp_path / "found.html")]) == 0
+    names = [line.split()[1] for line in capsys.readouterr().out.splitlines()[:6]]
+    page = show(tmp_path / "found.html")
+    hits, dialog = page.locator(".hit"), page.get_by_role("dialog")
+    assert [text.split()[1] for text in hits.all_inner_texts()] == names
+    hits.nth(1).focus()
+    hits.nth(1).press("Enter")
+    extractor = locore.trained_on(model).extractor
+    read = extractor.describe([opened(path) for path in (query, *(photos / name for name in names))])
+    listed = Shortlist.gather(read, torch.tensor([0]), read, torch.arange(1, 7)[None])
+    values = influence(locore.load(model), listed, 1)[0]
+    sums = (100 * values.sum(1) / values.sum(1).abs().max()).tolist()
+    widths = dialog.locator(".bars b").evaluate_all("bars => bars.map((bar) => parseFloat(bar.style.width))")
+    assert widths[:2] == pytest.approx([abs(sums[0]), abs(sums[2])], abs=1) and len(widths) == 6
+    assert dialog.locator(".seen i").count() == 8 and names[1] in dialog.inner_text()
+    page.keyboard.press("Escape")
+    hits.nth(4).click()
+    assert dialog.locator(".seen i").count() == 0 and not page.locator("#moved").is_visible()
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,8 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int, probes: Probes
         ValueError: runs of one benchmark have other queries or protocols than each other.
     """
     data = {"benchmarks": [_benchmark(benchmark, runs, queries) for benchmark, runs in groups]}
-    # A tag would end the script that the data is in.
     try:
-        text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        text = embedded(data)
     except ValueError as error:
         raise ValueError("A run has metrics that are not finite; let it end again.") from error
     return rendered(
@@ -86,6 +85,15 @@ def page(groups: list[tuple[Benchmark, list[Run]]], queries: int, probes: Probes
 def drawn(count: int, queries: int) -> list[int]:
     """Which of so many queries are shown where no more than `queries` are."""
     return np.sort(np.random.default_rng(0).permutation(count)[:queries]).tolist()
+
+
+def embedded(data: Any) -> str:
+    """Data as the JSON of a page's script, which no tag in it can end.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def rendered(template: str, **values: Any) -> str:
