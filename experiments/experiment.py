@@ -1,4 +1,4 @@
-"""One experiment: benchmark, descriptors, shortlists, training, evaluation, run folder."""
+"""One experiment: its settings, and what follows from them; `experiments.running` runs it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,23 @@ import torch
 from backbones import ListLayout
 from backbones.registry import suggest
 from backbones.settings import check_types
-from experiments import outcome
 from experiments.configuration import SETTINGS, built, extractor, sampling, training
 from experiments.data import Data
 from experiments.described import Files
-from experiments.learning import Learned, chosen, learn
-from experiments.provenance import provenance
-from experiments.stages import Stages
-from locore import checkpoints, files, processes
+from locore import checkpoints, processes
 from locore.datasets import Benchmark, ImageSet
-from locore.descriptors import Descriptors, Extractor, ames
+from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.store import SearchedTable
-from locore.descriptors.unseen import FITTED_ON, WHOLE, describe, have_halves
-from locore.evaluation import NothingToAsk, Reranked, Search, reordered, rerank_protocols, summary
+from locore.descriptors.unseen import FITTED_ON, WHOLE, describe
+from locore.evaluation import NothingToAsk, Reranked, Search
 from locore.language_model import start_from
-from locore.report import trec
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
 from locore.reranking.cascade import Cascade
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker, is_learned
-from locore.reranking.reranker import reads_other, rerankers
+from locore.reranking.reranker import rerankers
 from locore.reranking.windows import WAYS
-from locore.retrieval import Neighbours, nearest
+from locore.retrieval import Neighbours
 from locore.training import Training
 from locore.training_lists import Sampling
 
@@ -47,8 +42,6 @@ log = logging.getLogger(__name__)
 
 VALUES = 2**22  # values of a layer's tokens at a time in evaluation: as much memory for every length and width
 LISTWISE = "listwise"
-RANKINGS = "rankings.npz"
-NEIGHBOURS = "nn_reranked.pkl"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -290,97 +283,6 @@ class Experiment:
         used = [f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files_ if f.is_file()]
         return "".join(used) + (self.files.said if self.files else "")
 
-    def run(self, folder: Path, seed: int, config: str) -> dict:
-        """Train and evaluate; what a killed run left in the folder is gone on from. -> metrics, with their config."""
-        stage = Stages()
-        with stage("benchmark"):
-            benchmark = self.data.load()
-            if self.trains:
-                self._check(self.data.training_images(benchmark))
-            elif self.ensemble and self.alpha is None and not benchmark.validation:
-                raise ValueError(
-                    "An ensemble is chosen on held-out training classes or on gldv2's public part, never on what is "
-                    "asked; give Experiment.alpha and temperature, or Experiment.ensemble = False."
-                )
-        with stage("descriptors"):
-            queries, gallery = (
-                self.files.tables(benchmark)
-                if self.files
-                else (self.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
-            )
-        if self.files and self.trains:
-            self.files.training(self.data.training_images(benchmark))  # what is missing is said before the search
-        with stage("shortlists"):
-            listed = self.files.known(benchmark) if self.files else None
-            searches = self.searches(benchmark, queries, gallery, listed)
-        learned = Learned(None, None, None)
-        if self.trains:
-            learned = learn(self, self.data.training_images(benchmark), folder, seed, stage)
-        if learned.extractor:  # the shortlists stay, what is read of their images is new
-            gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
-            searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
-        model = self._evaluated(learned, queries, seed) if self.has_weights else self._untrained(self.method)
-        fixed = self.alpha is not None and self.temperature is not None and self.ensemble
-        ensemble = Ensemble(self.alpha, self.temperature) if fixed else learned.ensemble  # type: ignore[arg-type]
-        if benchmark.validation and self.ensemble and not fixed and not self.trains:
-            with stage("ensemble"):
-                ensemble = chosen(self, next(iter(searches.values())), model)
-            log.info(
-                "The ensemble was chosen on these queries: Experiment.alpha = %s, Experiment.temperature = %s are for "
-                "the tests.",
-                ensemble.alpha,
-                ensemble.temperature,
-            )
-        with stage("evaluation"):
-            whole = self.whole(model)
-            rankings = self._rerank_protocols(searches, whole)
-            orders = {protocol: {"reranked": reranked.order} for protocol, reranked in rankings.items()}
-            if ensemble and isinstance(whole, Windows | Cascade):
-                for protocol, reranked in self._rerank_protocols(searches, self.whole(model, ensemble)).items():
-                    orders[protocol]["ensemble"] = reranked.order
-            elif ensemble:
-                for protocol, reranked in rankings.items():
-                    orders[protocol]["ensemble"] = reranked.ensemble(ensemble)
-            tables = {p: summary(searched, orders[p], self.depth) for p, searched in searches.items()}
-            first = next(iter(searches))
-            if self.neighbours:
-                found = self._neighbours(searches[first], whole, benchmark.self_index, listed)
-                if processes.first():
-                    ames.write_neighbours(folder / NEIGHBOURS, found)
-            if processes.first():
-                for protocol, searched in searches.items() if self.trec else ():
-                    methods = {"global": None, **orders[protocol]}
-                    trec.write(folder / "trec", protocol, searched, methods, benchmark)
-                outcome.draw(folder, benchmark, searches[first], rankings[first].order, images=self.files is None)
-        metrics = {
-            "benchmark": benchmark.name,
-            "backbone": model.spec["encoder"] if isinstance(model, ListwiseReranker) else self.method,
-            "candidates": self.depth,
-            "protocol": first,
-            **tables[first],
-            "protocols": tables,
-            "alpha": ensemble.alpha if ensemble else None,
-            "temperature": ensemble.temperature if ensemble else None,
-            "parameters": self.sizes[0],
-            "seconds": stage.seconds,
-            "images": None if self.files else benchmark.fingerprint,
-            "latency_ms": round(rankings[first].milliseconds_a_list, 2),
-            **provenance(seed, config),
-        }
-        if processes.first():
-            outcome.rankings(folder / RANKINGS, searches, rankings)
-            files.write_text(folder / "queries.csv", outcome.each_query(searches, rankings, benchmark))
-            files.write_json(folder / "metrics.json", metrics)
-        return metrics
-
-    def _check(self, images: ImageSet) -> None:
-        """Refuse images of which nobody knows whether an embedder of halves has seen them."""
-        if self.embedder and have_halves(Path(self.embedder)) and self.trained.get("images") != images.fingerprint:
-            raise ValueError(
-                f"The embedders in '{self.embedder}' were trained on other images, so it is not known which of these "
-                "they have seen; train them on this benchmark, or without Embedding.halves."
-            )
-
     def rerank(self, searched: Search, reranker: Reranker, candidates: int) -> Reranked:
         """Re-rank the first candidates of every list, as many lists at a time as fit into a bounded memory."""
         return searched.rerank(reranker, candidates, self.at_once, self.device)
@@ -391,18 +293,10 @@ class Experiment:
         longer = self.depth / self.candidates  # which a cascade reads and the model does not
         return max(1, int(VALUES / (self.layout.tokens * self.sizes[1] * longer)))
 
-    def _rerank_protocols(self, searches: dict[str, Search], reranker: Reranker) -> dict[str, Reranked]:
-        return rerank_protocols(searches, self.depth, lambda s: self.rerank(s, reranker, self.depth))
-
-    def _neighbours(
-        self, searched: Search, reranker: Reranker, self_index: np.ndarray | None, listed: Neighbours | None
-    ) -> Neighbours:
-        """Of all queries, as if nothing were known of what is right: re-ranked candidates, and others behind them."""
-        queries, gallery = searched.queries.globals_, searched.gallery.globals_
-        rows, most = np.arange(len(searched.queries)), len(gallery) - (self_index is not None)
-        found = nearest(queries, gallery, rows, min(self.neighbours, most), self_index, listed=listed)
-        order = self.rerank(replace(searched, rows=rows, neighbours=found), reranker, self.depth).order
-        return Neighbours(*(reordered(x, order) for x in (found.indices, found.similarities, found.behind)))
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the trained model in evaluation."""
+        return PRECISIONS[self.evaluated_in]
 
     @cached_property
     def device(self) -> torch.device:
@@ -433,16 +327,6 @@ class Experiment:
                     raise
                 log.warning("Under '%s' no query has a right image, so it is left out.", protocol)
         return searches
-
-    def _evaluated(self, learned: Learned, queries: SearchedTable, seed: int) -> ListwiseReranker | PairwiseReranker:
-        """The model that was trained or is loaded, as it is evaluated."""
-        model = learned.model or self.model(seed).to(self.device)
-        if other := reads_other(model, queries[torch.zeros(1, dtype=torch.long)]):
-            raise ValueError(
-                f"'{self.reranker}' reads {other}; give the extractor's settings, or the files, that it was trained "
-                "with."
-            )
-        return model.to(PRECISIONS[self.evaluated_in])
 
     def whole(self, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
         """The model as it re-ranks all candidates, behind those that are asked before it."""

@@ -180,7 +180,7 @@ def _reranker(spec: dict, layout):
     """A re-ranker on random descriptors, in inference."""
     import torch
 
-    from experiments.experiment import PRECISIONS, prepare
+    from experiments.experiment import prepare
     from locore.descriptors.store import LEADING
     from locore.reranking import Shortlist
 
@@ -191,7 +191,7 @@ def _reranker(spec: dict, layout):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters = 0
     if isinstance(made, torch.nn.Module):
-        made.to(device, PRECISIONS[experiment.evaluated_in]).eval()
+        made.to(device, experiment.precision).eval()
         parameters = sum(p.numel() for p in made.parameters())
     reranker = experiment.whole(made) if spec["whole"] else made
     locals_ = layout.block - 1 - experiment.global_token

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     from experiments.configuration import built
     from experiments.data import Data
-    from experiments.experiment import RANKINGS
+    from experiments.running import RANKINGS
     from locore.files import write_text
     from locore.report.page import Run, page
     from locore.report.probes import Probes

@@ -24,6 +24,7 @@ def _run(options: argparse.Namespace) -> int:
     keep_freed_memory()
     from experiments.experiment import prepare
     from experiments.outcome import table
+    from experiments.running import run
 
     experiment, config = prepare(options.gin, options.set, options.seed)
     if options.dry_run:
@@ -33,7 +34,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"Parameters: {experiment.sizes[0]:,}")
         return 0
     with run_folder(options, Path(options.gin[0]).stem, config, "last.safetensors") as (folder, finished):
-        print(table(finished or experiment.run(folder, options.seed, config)))
+        print(table(finished or run(experiment, folder, options.seed, config)))
     return 0
 
 
