@@ -23,6 +23,7 @@ from locore.report import pictures
 from locore.reranking import Ensemble, ListwiseReranker, Reranker
 from locore.reranking.listwise import WEIGHTS
 from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.projections import whiten
 from locore.retrieval import search
 from locore.training_lists import Lists, fit_reranker
 
@@ -62,10 +63,10 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     with stage("training lists"):
         lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
     model = experiment.model(seed)
-    if isinstance(model, ListwiseReranker) and experiment.whitening is not None:
+    if experiment.whitening is not None:
         known = len(lists.descriptors)
         some = torch.linspace(0, known - 1, min(known, WHITENED)).long()
-        model.embedding.whiten(lists.descriptors[some], experiment.whitening)
+        whiten(model.projections(lists.descriptors[some]), experiment.whitening)
     if others:
         rows = torch.from_numpy(fitted.indices)
         lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))

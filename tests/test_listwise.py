@@ -7,6 +7,7 @@ import backbones
 from backbones.registry import suggest
 from locore import checkpoints
 from locore.reranking import ListwiseReranker, Shortlist
+from locore.reranking.projections import whiten
 
 K, L = 6, 4
 
@@ -69,7 +70,7 @@ def test_whitening_makes_the_training_tokens_white():
     torch.manual_seed(0)
     model = ListwiseReranker("pairwise", 12, 20, settings={"width": 32, "depth": 1, "heads": 2})
     descriptors = Shortlist.random(400, 4, L, 12, 20).candidates
-    model.embedding.whiten(descriptors, share=1)
+    whiten(model.projections(descriptors), share=1)
     tokens = model.embedding.local(descriptors.local).flatten(0, -2)
     spectrum = torch.linalg.eigvalsh(tokens.T.cov()).flip(0)[:12]
     torch.testing.assert_close(tokens.mean(0), torch.zeros(32), atol=1e-4, rtol=0)
@@ -80,7 +81,7 @@ def test_scaling_keeps_inner_products():
     torch.manual_seed(0)
     model = ListwiseReranker("pairwise", 12, 20, settings={"width": 32, "depth": 1, "heads": 2})
     descriptors = Shortlist.random(400, 4, L, 12, 20).candidates
-    model.embedding.whiten(descriptors, share=0)
+    whiten(model.projections(descriptors), share=0)
     rows = descriptors.local.flatten(0, -2)[:50]
     centred, tokens = rows - descriptors.local.flatten(0, -2).mean(0), model.embedding.local(rows)
     before, after = centred @ centred.T, tokens @ tokens.T

@@ -79,6 +79,9 @@ class AMES(PairwiseReranker):
         heads, layers = max(1, width // 64), count_layers(tensors, "decoder.layers.")
         return {"local_dim": local_dim, "width": width, "depth": layers, "heads": heads, "inner": inner}
 
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        return [(self.remap_local[0], F.normalize(descriptors.local, dim=-1))]
+
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""
         ours, theirs = (self.remap_local(F.normalize(image.local, dim=-1)) for image in (query, candidate))

@@ -20,7 +20,6 @@ from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
 
 WEIGHTS = "model.safetensors"
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
-WHITENING_ROWS = 50_000  # descriptors that the whitening is estimated from
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -94,31 +93,9 @@ class ListEmbedding(nn.Module):
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
 
-    @torch.no_grad()
-    def whiten(self, descriptors: Descriptors, share: float) -> None:
-        """Start the linear projections as a PCA whitening of these descriptors, turned at random.
-
-        Cells of a feature map share most of what they are; whitened, tokens differ where images differ, and attention
-        can match them from the first step. Descriptors that were trained to be compared lose by it.
-
-        Args:
-            share: 1 = whitened, 0 = scaled alike in all directions, so that inner products stay what they are.
-        """
-        for project, rows in ((self.local, descriptors.local), (self.global_, descriptors.global_)):
-            if not isinstance(project, nn.Linear):
-                continue
-            rows = rows.reshape(-1, rows.shape[-1])
-            rows = rows[torch.randperm(len(rows))[:WHITENING_ROWS]].float()
-            covariance = rows.T.double().cov()
-            # The floor keeps directions that are mere noise from being blown up.
-            covariance.diagonal().add_(0.1 * covariance.diagonal().mean())
-            values, vectors = torch.linalg.eigh(covariance)
-            kept = min(project.weight.shape)
-            scale = values ** (share / 2) * values.mean() ** ((1 - share) / 2)
-            whitening = (vectors / scale).flip(1)[:, :kept].float()
-            turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
-            project.weight.copy_(0.5 * turn @ whitening.T)
-            project.bias.copy_(-project.weight @ rows.mean(0))
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        """The projections, each with what it reads of these descriptors."""
+        return [(self.local, descriptors.local), (self.global_, descriptors.global_)]
 
     def layout(self, locals_: int, candidates: int) -> ListLayout:
         """The layout of lists of K candidates with L locals an image."""
@@ -255,6 +232,10 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
     def embedded(self, shortlist: Shortlist) -> Embedded:
         """The shortlist with its descriptors embedded, for whoever re-ranks parts of it again and again."""
         return self.embedding.blocks(shortlist)
+
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        """See `ListEmbedding.projections`."""
+        return self.embedding.projections(descriptors)
 
     def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> hidden states (B, 1 + K, S, D) of every token."""

@@ -45,6 +45,10 @@ class PairwiseReranker(nn.Module, ABC):
         """Of N pairs -> (N,) scores that they are sorted by."""
         return self.logits(query, candidate)
 
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        """Those of descriptors to tokens, each with what it reads of these."""
+        return []
+
     def forward(self, shortlist: Shortlist) -> Tensor:
         """-> (B, K) logits."""
         return self._each(shortlist, self.logits)

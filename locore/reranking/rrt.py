@@ -67,6 +67,9 @@ class RRT(PairwiseReranker):
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
         return _shown(tensors) | {"global_dim": tensors["remap.weight"].shape[1]} if "remap.weight" in tensors else None
 
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        return [(self.local, descriptors.local), (self.remap, descriptors.global_)]
+
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits."""
         parts, real = [], []
@@ -110,6 +113,9 @@ class MapRRT(PairwiseReranker):
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
         return _shown(tensors) if "seg_encoder.weight" in tensors and "remap.weight" not in tensors else None
+
+    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
+        return [(self.local, descriptors.local)]
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Of N pairs -> (N,) logits.
