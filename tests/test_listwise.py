@@ -6,7 +6,7 @@ import torch
 import backbones
 from backbones.registry import suggest
 from locore import checkpoints
-from locore.reranking import ListwiseReranker, Shortlist
+from locore.reranking import ListwiseReranker, Shortlist, pairwise
 from locore.reranking.projections import whiten
 
 K, L = 6, 4
@@ -66,15 +66,24 @@ def test_the_loss_leaves_the_query_out_and_counts_sep():
     assert ListwiseReranker.loss(logits, labels) != loss
 
 
-def test_whitening_makes_the_training_tokens_white():
+@pytest.mark.parametrize("method", ["listwise", "rrt", "map_rrt", "ames"])
+def test_whitening_makes_the_training_tokens_white(method):
     torch.manual_seed(0)
-    model = ListwiseReranker("pairwise", 12, 20, settings={"width": 32, "depth": 1, "heads": 2})
+    settings = {"width": 32, "depth": 1, "heads": 2}
+    model = (
+        ListwiseReranker("pairwise", 12, 20, settings=settings)
+        if method == "listwise"
+        else pairwise.create(method, "mini", 12, 20, settings)
+    )
     descriptors = Shortlist.random(400, 4, L, 12, 20).candidates
-    whiten(model.projections(descriptors), share=1)
-    tokens = model.embedding.local(descriptors.local).flatten(0, -2)
-    spectrum = torch.linalg.eigvalsh(tokens.T.cov()).flip(0)[:12]
-    torch.testing.assert_close(tokens.mean(0), torch.zeros(32), atol=1e-4, rtol=0)
-    assert spectrum.max() / spectrum.min() < 1.3
+    projections = model.projections(descriptors)
+    whiten(projections, share=1)
+    assert len(projections) == (2 if method in ("listwise", "rrt") else 1)
+    for project, rows in projections:
+        tokens = project(rows).flatten(0, -2)
+        spectrum = torch.linalg.eigvalsh(tokens.T.cov()).flip(0)[: rows.shape[-1]]
+        torch.testing.assert_close(tokens.mean(0), torch.zeros(32), atol=1e-4, rtol=0)
+        assert spectrum.max() / spectrum.min() < 1.3
 
 
 def test_scaling_keeps_inner_products():
