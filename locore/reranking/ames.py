@@ -68,6 +68,10 @@ class AMES(PairwiseReranker):
         self.remap_local = nn.Sequential(nn.Linear(local_dim, width), nn.LayerNorm(width))
         self.decoder = Decoder(width, depth, heads, inner)
         self.classifier = nn.Linear(width, 1)
+        for module in self.modules():  # as the published training starts
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

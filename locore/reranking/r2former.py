@@ -45,6 +45,10 @@ class R2Former(PairwiseReranker):
         self.decoder_norm = nn.LayerNorm(width)
         self.pair_head, self.pair_head_2 = nn.Linear(PAIR, width), nn.Linear(width, width)
         self.decoder_pred = nn.Linear(width, 2)
+        for module in self.modules():  # as the published training starts
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

@@ -29,6 +29,14 @@ def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> 
     return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
 
 
+def _start(model: nn.Module) -> None:
+    """Matrices and tables as the published training starts them, so that what is added to an image's tokens does not
+    drown them."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
 def _shown(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Settings that both forms' tensors show; heads are not among them, 4 as published."""
     inner, width = tensors["encoder.layers.0.linear1.weight"].shape
@@ -62,6 +70,7 @@ class RRT(PairwiseReranker):
         self.remap = nn.Linear(global_dim, width)
         self.scale_encoder, self.seg_encoder = nn.Embedding(SCALES, width), nn.Embedding(6, width)
         self.classifier = nn.Linear(width, 1)
+        _start(self)
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
@@ -109,6 +118,7 @@ class MapRRT(PairwiseReranker):
         self.encoder = _encoder(width, depth, heads, inner, dropout)
         self.seg_encoder = nn.Embedding(4, width)
         self.classifier = nn.Linear(width, 1)
+        _start(self)
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
