@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from small import QUICK, write_glyphs
 from test_golden import FOLDER
+from torch import nn
 from torch.nn import functional as F
 
 import locore
@@ -199,6 +200,20 @@ def test_gradients_reach_every_weight_that_is_used(case):
     model(lists(case)).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == ({"decoder_pos_embed", "ratio"} if case == "r2former" else set())
+
+
+def test_training_starts_as_in_the_published_code():
+    torch.manual_seed(0)
+    linear = lambda model: [m for m in model.modules() if isinstance(m, nn.Linear)]  # noqa: E731
+    r2former = R2Former(64, depth=3, pair_depth=2, heads=2)
+    rrt = [p for model in (MapRRT(64, **SMALL), RRT(64, 40, **SMALL)) for p in model.parameters() if p.ndim > 1]
+    for weight in [*rrt, *(m.weight for m in linear(r2former))]:  # Glorot's, tables as well
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.8 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.25)
+    ames = linear(AMES(24, width=64, **{**SMALL, "heads": 2}))
+    assert torch.cat([m.weight.flatten() for m in ames]).std().item() == pytest.approx(0.02, rel=0.1)
+    assert not any(m.bias.any() for m in (*ames, *linear(r2former)))
 
 
 @pytest.mark.parametrize("case", MODELS)
