@@ -42,9 +42,8 @@ def run(experiment: Experiment, folder: Path, seed: int, config: str) -> dict[st
     with stage("descriptors"):
         queries, gallery = _described(experiment, benchmark)
     if experiment.files and experiment.trains:
-        experiment.files.training(
-            experiment.data.training_images(benchmark)
-        )  # what is missing is said before the search
+        # What is missing is said before the search.
+        experiment.files.training(experiment.data.training_images(benchmark))
     with stage("shortlists"):
         listed = experiment.files.known(benchmark) if experiment.files else None
         searches = experiment.searches(benchmark, queries, gallery, listed)
