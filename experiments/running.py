@@ -59,7 +59,10 @@ def run(experiment: Experiment, folder: Path, seed: int, config: str) -> dict[st
     with stage("evaluation"):
         whole = experiment.whole(model)
         rankings = _reranked(experiment, searches, whole)
-        orders = _orders(experiment, searches, rankings, model, ensemble)
+        orders = {protocol: {"reranked": ranking.order} for protocol, ranking in rankings.items()}
+        if ensemble:
+            for protocol, order in _by_both(experiment, searches, rankings, model, ensemble).items():
+                orders[protocol]["ensemble"] = order
         tables = {p: summary(searched, orders[p], experiment.depth) for p, searched in searches.items()}
         if experiment.neighbours:
             found = _neighbours(experiment, searches[first], whole, benchmark.self_index, listed)
@@ -158,23 +161,18 @@ def _reranked(experiment: Experiment, searches: dict[str, Search], reranker: Rer
     return rerank_protocols(searches, depth, lambda searched: experiment.rerank(searched, reranker, depth))
 
 
-def _orders(
+def _by_both(
     experiment: Experiment,
     searches: dict[str, Search],
     rankings: dict[str, Reranked],
     model: Reranker,
-    ensemble: Ensemble | None,
-) -> dict[str, dict[str, Tensor]]:
-    """Of each protocol the re-ranked order, and the ensemble's where there is one."""
-    orders = {protocol: {"reranked": ranking.order} for protocol, ranking in rankings.items()}
-    if ensemble is None:
-        return orders
-    if isinstance(experiment.whole(model), Windows | Cascade):  # every window is sorted by both scores
-        again = _reranked(experiment, searches, experiment.whole(model, ensemble))
-        found = {protocol: ranking.order for protocol, ranking in again.items()}
-    else:
-        found = {protocol: ranking.ensemble(ensemble) for protocol, ranking in rankings.items()}
-    return {protocol: {**orders[protocol], "ensemble": found[protocol]} for protocol in orders}
+    ensemble: Ensemble,
+) -> dict[str, Tensor]:
+    """Of each protocol the ensemble's order."""
+    if not isinstance(experiment.whole(model), Windows | Cascade):
+        return {protocol: ranking.ensemble(ensemble) for protocol, ranking in rankings.items()}
+    again = _reranked(experiment, searches, experiment.whole(model, ensemble))  # every window is sorted by both scores
+    return {protocol: ranking.order for protocol, ranking in again.items()}
 
 
 def _neighbours(

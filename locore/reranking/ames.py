@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker, count_layers
+from locore.reranking.pairwise import PairwiseReranker, count_layers, start_linear
 from locore.reranking.reranker import rerankers
 
 
@@ -68,10 +69,7 @@ class AMES(PairwiseReranker):
         self.remap_local = nn.Sequential(nn.Linear(local_dim, width), nn.LayerNorm(width))
         self.decoder = Decoder(width, depth, heads, inner)
         self.classifier = nn.Linear(width, 1)
-        for module in self.modules():  # as the published training starts
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        start_linear(self, partial(nn.init.trunc_normal_, std=0.02))
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:

@@ -93,10 +93,6 @@ class ListEmbedding(nn.Module):
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
 
-    def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
-        """The projections, each with what it reads of these descriptors."""
-        return [(self.local, descriptors.local), (self.global_, descriptors.global_)]
-
     def layout(self, locals_: int, candidates: int) -> ListLayout:
         """The layout of lists of K candidates with L locals an image."""
         return ListLayout(block=locals_ + 1 + self.global_token, images=1 + candidates)
@@ -234,8 +230,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         return self.embedding.blocks(shortlist)
 
     def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
-        """See `ListEmbedding.projections`."""
-        return self.embedding.projections(descriptors)
+        """Those of descriptors to tokens, each with what it reads of these."""
+        return [(self.embedding.local, descriptors.local), (self.embedding.global_, descriptors.global_)]
 
     def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> hidden states (B, 1 + K, S, D) of every token."""

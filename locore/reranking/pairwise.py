@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -90,6 +91,14 @@ class PairwiseReranker(nn.Module, ABC):
             for some, where in zip(rows.split(at_once or len(rows)), places.split(at_once or len(rows)), strict=True)
         ]
         return torch.cat(found).view(batch, count)
+
+
+def start_linear(model: nn.Module, fill: Callable[[Tensor], Tensor]) -> None:
+    """Fill the weights of all linear layers as a published training starts them, and their biases with zeros."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            fill(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def count_layers(tensors: dict[str, Tensor], prefix: str) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.store import Descriptors
-from locore.reranking.pairwise import PairwiseReranker, count_layers
+from locore.reranking.pairwise import PairwiseReranker, count_layers, start_linear
 from locore.reranking.reranker import rerankers
 
 PAIR = 7  # numbers of a pair of locals: x, y, weight of either, and their similarity
@@ -45,10 +45,7 @@ class R2Former(PairwiseReranker):
         self.decoder_norm = nn.LayerNorm(width)
         self.pair_head, self.pair_head_2 = nn.Linear(PAIR, width), nn.Linear(width, width)
         self.decoder_pred = nn.Linear(width, 2)
-        for module in self.modules():  # as the published training starts
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_linear(self, nn.init.xavier_uniform_)
 
     @classmethod
     def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
