@@ -92,6 +92,6 @@ def _protocol(measured: dict) -> str:
         lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
         bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))
         lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
-    unchanged = ", ".join(measured["unchanged"]) or "nothing"
-    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}; re-ranking cannot change {unchanged}")
+    unchanged = f"; re-ranking cannot change {', '.join(measured['unchanged'])}" * bool(measured["unchanged"])
+    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}{unchanged}")
     return "\n".join(lines)

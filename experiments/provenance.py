@@ -30,7 +30,7 @@ def provenance(seed: int, config: str) -> dict:
 
 def machine() -> str:
     """Processor, threads and where tensors are."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
 
 

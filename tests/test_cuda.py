@@ -7,72 +7,141 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ops import conv_inputs, same, scan_inputs, window_inputs, wkv_inputs
+from test_ops import conv_inputs, scan_inputs, window_inputs, wkv_inputs
 
+from backbones import ListLayout, create
 from backbones.ops.causal_conv import causal_conv, causal_conv_reference
 from backbones.ops.selective_scan import selective_scan, selective_scan_reference
 from backbones.ops.window_attention import Window, window_attention, window_attention_reference
 from backbones.ops.wkv import wkv, wkv_reference
 
-on_gpu = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
+
+def on_gpu(test):
+    absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+    return pytest.mark.cuda(absent(test))
+
 
 INTERPRETED = """
 import torch
-from test_ops import wkv_inputs
-from backbones.ops import wkv_triton
+from test_ops import scan_inputs, wkv_inputs
+from backbones.ops import selective_scan_triton, wkv_triton
+from backbones.ops.selective_scan import SKIPPED, selective_scan_reference
 from backbones.ops.wkv import wkv_reference
-for causal in (False, True):
-    inputs = wkv_inputs(torch.float32, batch=1, tokens=9, channels=37)
-    reference = wkv_reference(*inputs, causal)
+
+def agrees(ours, reference):
+    torch.testing.assert_close(ours, reference, atol=1e-4 * max(1.0, float(reference.abs().max())), rtol=1e-4)
+
+def check(inputs, reference, forward, backward):
     upstream = torch.randn_like(reference).contiguous()
     expected = torch.autograd.grad(reference, inputs, upstream)
-    w, u, k, v = (x.detach() for x in inputs)
-    y, log_sum = wkv_triton.forward(w, u, k, v, causal)
-    torch.testing.assert_close(y, reference.detach(), atol=1e-4, rtol=1e-4)
-    for ours, exact in zip(wkv_triton.backward(upstream, w, u, k, v, y, log_sum, causal), expected, strict=True):
-        torch.testing.assert_close(ours, exact, atol=1e-4, rtol=1e-4)
-print("agrees")
+    inputs = [x.detach() for x in inputs]
+    y, kept = forward(*inputs)
+    agrees(y, reference.detach())
+    for ours, exact in zip(backward(upstream, inputs, y, kept), expected, strict=True):
+        agrees(ours, exact)
+"""
+
+WKV = """
+for causal in (False, True):
+    inputs = wkv_inputs(torch.float32, batch=1, tokens=9, channels=37)
+    check(
+        inputs, wkv_reference(*inputs, causal), lambda *x: wkv_triton.forward(*x, causal),
+        lambda upstream, x, y, log_sum: wkv_triton.backward(upstream, *x, y, log_sum, causal),
+    )
+"""
+
+SCAN = """
+for directions in (1, 2):
+    inputs = scan_inputs(torch.float32, directions, batch=2, tokens=11, channels=33, state=5)
+    with torch.no_grad():
+        inputs[1][:, :, 5:7] = SKIPPED
+    check(
+        inputs, selective_scan_reference(*inputs), lambda *x: selective_scan_triton.forward(*x, 4),
+        lambda upstream, x, y, states: selective_scan_triton.backward(upstream, *x, states, 4),
+    )
 """
 
 
-def test_the_triton_kernels_interpreted_on_a_cpu_are_the_double_sum():
+@pytest.mark.parametrize("kernels", [WKV, SCAN], ids=["wkv", "selective_scan"])
+def test_the_triton_kernels_interpreted_on_a_cpu_are_their_definitions(kernels):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    program = f"{INTERPRETED}{kernels}print('agrees')"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "agrees" in done.stdout, done.stderr
 
 
-def on_cuda(inputs, dtype=torch.float32):
-    return [x.detach().to("cuda", dtype).requires_grad_() for x in inputs]
+def same_on_cuda(operator, reference, inputs, dtype, tolerance):
+    """The operator on CUDA against its definition on the CPU in float64, of the same rounded inputs, and gradients."""
+    inputs = [x.detach().to(dtype) for x in inputs]
+    exact = [x.double().requires_grad_() for x in inputs]
+    ours = [x.cuda().requires_grad_() for x in inputs]
+    expected, output = reference(*exact), operator(*ours)
+    upstream = torch.randn_like(expected).to(dtype)
+    gradients = torch.autograd.grad(output, ours, upstream.cuda())
+    for a, b in zip(
+        (output, *gradients), (expected, *torch.autograd.grad(expected, exact, upstream.double())), strict=True
+    ):
+        torch.testing.assert_close(a.cpu().double(), b, atol=tolerance * max(1.0, float(b.detach().abs().max())), rtol=tolerance)
 
 
+@on_gpu
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=on_gpu)])
-def test_wkv_on_cuda(mark, causal):
-    inputs = on_cuda(wkv_inputs(torch.float32))
-    same(wkv(*inputs, causal), wkv_reference(*inputs, causal), inputs, 1e-4)
+def test_wkv_on_cuda(causal):
+    def operator(*inputs):
+        return wkv(*inputs, causal)
+
+    same_on_cuda(
+        operator, lambda *inputs: wkv_reference(*inputs, causal), wkv_inputs(torch.float32), torch.float32, 1e-4
+    )
 
 
+@on_gpu
+@pytest.mark.parametrize(("state", "tokens"), [(5, 75), (16, 64), (1, 1)])
 @pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float32, marks=on_gpu), pytest.param(torch.bfloat16, marks=on_gpu)]
-)
-def test_scan_and_convolution_on_cuda(dtype, directions):
-    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    inputs = on_cuda(scan_inputs(torch.float32, directions))
-    same(selective_scan(*inputs), selective_scan_reference(*inputs), inputs, tolerance)
-    inputs = on_cuda(conv_inputs(torch.float32, directions), dtype)
-    same(causal_conv(*inputs), causal_conv_reference(*inputs), inputs, tolerance)
+def test_selective_scan_on_cuda(directions, state, tokens):
+    inputs = scan_inputs(torch.float32, directions, tokens=tokens, state=state)
+    same_on_cuda(selective_scan, selective_scan_reference, inputs, torch.float32, 1e-4)
 
 
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(torch.float32, marks=on_gpu), pytest.param(torch.bfloat16, marks=on_gpu)]
-)
-def test_window_attention_on_cuda(dtype):
+BOTH_TYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
+
+
+@on_gpu
+@BOTH_TYPES
+@pytest.mark.parametrize("directions", [1, 2])
+def test_convolution_on_cuda(dtype, tolerance, directions):
+    same_on_cuda(causal_conv, causal_conv_reference, conv_inputs(torch.float32, directions), dtype, tolerance)
+
+
+@on_gpu
+@BOTH_TYPES
+def test_window_attention_on_cuda(dtype, tolerance):
     inputs, window = window_inputs(torch.float32, 300, 40, 32)
-    inputs = on_cuda(inputs, dtype)
-    window = Window.of(window.real.cuda(), window.global_.cuda(), window.reach)
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    same(window_attention(*inputs, window), window_attention_reference(*inputs, window), inputs, tolerance)
+    on_cuda = Window.of(window.real.cuda(), window.global_.cuda(), window.reach)
+    same_on_cuda(
+        lambda *inputs: window_attention(*inputs, on_cuda),
+        lambda *inputs: window_attention_reference(*inputs, window),
+        inputs,
+        dtype,
+        tolerance,
+    )
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "longformer", "transformer"])
+def test_an_encoder_computes_the_same_on_cuda(name):
+    """With masked tokens, in training mode's gradients too."""
+    torch.manual_seed(0)
+    layout, encoder = ListLayout(6, 9), create(name, width=32, depth=2, heads=2)
+    tokens, mask = torch.randn(2, layout.tokens, 32), torch.ones(2, layout.tokens, dtype=torch.bool)
+    mask[0, 40:45] = False
+    mask[1, 30:] = False
+
+    def passed(device):
+        moved = encoder.to(device)
+        output = moved(tokens.to(device), layout, mask.to(device))[mask.to(device)]
+        gradients = torch.autograd.grad(output.square().mean(), list(moved.parameters()))
+        return [x.detach().cpu() for x in (output, *gradients)]
+
+    for here, there in zip(passed("cuda"), passed("cpu"), strict=True):
+        torch.testing.assert_close(here, there, atol=1e-3 * max(1e-3, float(there.abs().max())), rtol=1e-3)

@@ -2,9 +2,8 @@
 
     delta_t = softplus(step_t)      h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t      y_t = <C_t, h_t> + D x_t
 
-`selective_scan_reference` is the definition in plain tensors. `selective_scan` runs a compiled kernel on the CPU,
-mamba-ssm's on CUDA where it is installed, and the reference elsewhere. The compiled kernel keeps one state every STRIDE
-tokens for the backward pass and recomputes those between.
+`selective_scan_reference` is the definition in plain tensors. `selective_scan` runs a compiled kernel on the CPU and a
+Triton kernel on CUDA; both keep one state every STRIDE tokens for the backward pass and recompute those between.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from numba import prange
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.ops.dispatch import optional
 from backbones.ops.numerics import CHANNELS, LOG2_E, array, compiled, exp, exp2, kernel, softplus
 
 STRIDE = 32  # tokens between the states kept for the backward pass
@@ -33,19 +31,9 @@ def selective_scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     Returns:
         (batch, T, channels), the sum over the directions.
     """
-    if compiled(x, step, A, B, C, D):
+    if compiled(x, step, A, B, C, D) or (x.is_cuda and x.dtype == torch.float32):
         return _scan(x, step, A, B, C, D)[0]
-    usable = x.is_cuda and x.dtype != torch.float64
-    mamba = optional("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn") if usable else None
-    if mamba is None:
-        return selective_scan_reference(x, step, A, B, C, D)
-    total = torch.zeros_like(x[0])
-    for direction, (x_, step_, A_, B_, C_, D_) in enumerate(zip(x, step, A, B, C, D, strict=True)):
-        turned = [t.flip(1) if direction else t for t in (x_, step_, B_, C_)]
-        x_, step_, B_, C_ = (t.transpose(1, 2).contiguous() for t in turned)
-        y = mamba(x_, step_, A_.contiguous(), B_, C_, D_.contiguous(), delta_softplus=True).transpose(1, 2)
-        total = total + (y.flip(1) if direction else y)
-    return total
+    return selective_scan_reference(x, step, A, B, C, D)
 
 
 def selective_scan_reference(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -101,6 +89,20 @@ def _scan_backward(
 @_scan_backward.register_fake
 def _(grad, x, step, A, B, C, D, states):
     return tuple(t.new_empty(t.shape) for t in (x, step, A, B, C, D))
+
+
+@_scan.register_kernel("cuda")
+def _(x, step, A, B, C, D):
+    from backbones.ops import selective_scan_triton
+
+    return selective_scan_triton.forward(*(t.contiguous() for t in (x, step, A, B, C, D)), STRIDE)
+
+
+@_scan_backward.register_kernel("cuda")
+def _(grad, x, step, A, B, C, D, states):
+    from backbones.ops import selective_scan_triton
+
+    return selective_scan_triton.backward(*(t.contiguous() for t in (grad, x, step, A, B, C, D, states)), STRIDE)
 
 
 def _save(ctx, inputs, output):

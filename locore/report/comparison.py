@@ -160,9 +160,20 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
         "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist; "
         "chance: the mean of random ones. "
         f"Training with its validations. {told}\n\n"
-        f"Command: `{command}`. Machine: {one['machine']}. "
+        f"Command: `{command}`. Machine: {_machines(finished)}. "
         f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"
     )
+
+
+def _machines(finished: dict[str, list[dict]]) -> str:
+    """The machine of all runs, or each one with its rows: seconds of different ones do not compare."""
+    rows: dict[str, list[str]] = {}
+    for name, runs in finished.items():
+        for machine in sorted({run["machine"] for run in runs}):
+            rows.setdefault(machine, []).append(name)
+    if len(rows) == 1:
+        return next(iter(rows))
+    return "; ".join(f"{machine} ({', '.join(names)})" for machine, names in rows.items())
 
 
 def differences(per_query: dict[str, list[list[dict[str, str]]]], shown: list[str], protocol: str) -> list[dict]:
