@@ -95,7 +95,10 @@ def _profile(options: argparse.Namespace) -> int:
         }
         result = _cost(name, {**spec, **of_a_reranker}, options)
     for name, value in result.items():
-        print(f"{name:>24}  {value:,}" if isinstance(value, int) else f"{name:>24}  {value}")
+        if isinstance(value, dict):
+            _print_lengths(name, value)
+        else:
+            print(f"{name:>24}  {value:,}" if isinstance(value, int) else f"{name:>24}  {value}")
     if options.json:
         print(json.dumps(result))
     return 0
@@ -185,13 +188,21 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
             lengths, seconds, mb = (np.array(column, dtype=float) for column in zip(*points, strict=True))
             result[way][backbone] = {
                 "tokens": lengths.astype(int).tolist(),
-                "seconds": [round(s, 4) for s in seconds],
+                "seconds": [round(s, 4) for s in seconds.tolist()],
                 "mb": mb.astype(int).tolist(),
                 "time_exponent": _exponent(lengths, seconds),
                 "memory_exponent": _exponent(lengths, np.maximum(mb, 1)),
             }
     pictures.lengths(options.picture, result)
     return {"case": f"{spec['size']}, {'forward and backward' if options.backward else 'forward'}", **result}
+
+
+def _print_lengths(way: str, found: dict[str, dict]) -> None:
+    print(f"\n{way + ', tokens':>24}" + "".join(f"{t:>16,}" for t in next(iter(found.values()))["tokens"]))
+    for backbone, of in found.items():
+        cells = (f"{s:>8.4f} s{mb:>3,} MB" for s, mb in zip(of["seconds"], of["mb"], strict=True))
+        growth = f"time T^{of['time_exponent']:.2f}, memory T^{of['memory_exponent']:.2f}"
+        print(f"{backbone:>24}" + "".join(f"{cell:>16}" for cell in cells) + f"   {growth}")
 
 
 def _exponent(lengths: np.ndarray, values: np.ndarray) -> float:

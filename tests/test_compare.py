@@ -116,6 +116,15 @@ def test_the_front_is_what_nothing_else_beats():
     assert len({p[:2] for p in front}) == len(front)
 
 
+def test_every_machine_is_named_with_its_rows():
+    protocols = {"all": {"queries": 3}}
+    run = {"protocols": protocols, "candidates": 9, "benchmark": "b", "machine": "a CPU", "commit": "c"}
+    rows = {"one": [run, run], "two": [run]}
+    assert "Machine: a CPU. Commits: c." in comparison.made(rows, "command")
+    rows["two"] = [run, {**run, "machine": "a GPU"}]
+    assert "Machine: a CPU (one, two); a GPU (two). Commits: c." in comparison.made(rows, "command")
+
+
 def test_published_numbers_stand_beside_their_rows(tmp_path):
     path = tmp_path / "published.csv"
     path.write_text('table,row,"theirs, %"\nresults,global,12.3\nresults,one,45.6\nother,one,78.9\n')
