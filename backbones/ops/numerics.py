@@ -1,7 +1,8 @@
-"""What the compiled CPU kernels share: functions that LLVM vectorises, and zero-copy views of tensors."""
+"""What the kernels share: which tensors they take, functions that LLVM vectorises, zero-copy views of tensors."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import numpy as np
@@ -137,3 +138,8 @@ def compiled(*tensors: torch.Tensor) -> bool:
         {torch.float32},
         {torch.float64},
     )
+
+
+def on_gpu(*tensors: torch.Tensor) -> bool:
+    """Whether the Triton kernels take these tensors: on a GPU, all float32, where Triton is (not on Windows)."""
+    return all(t.is_cuda and t.dtype == torch.float32 for t in tensors) and bool(importlib.util.find_spec("triton"))

@@ -14,7 +14,7 @@ from numba import prange
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.ops.numerics import CHANNELS, LOG2_E, array, compiled, exp, exp2, kernel, softplus
+from backbones.ops.numerics import CHANNELS, LOG2_E, array, compiled, exp, exp2, kernel, on_gpu, softplus
 
 STRIDE = 32  # tokens between the states kept for the backward pass
 SKIPPED = -1e30  # the step of a token that is to leave the state as it was
@@ -31,7 +31,7 @@ def selective_scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     Returns:
         (batch, T, channels), the sum over the directions.
     """
-    if compiled(x, step, A, B, C, D) or (x.is_cuda and x.dtype == torch.float32):
+    if compiled(x, step, A, B, C, D) or on_gpu(x, step, A, B, C, D):
         return _scan(x, step, A, B, C, D)[0]
     return selective_scan_reference(x, step, A, B, C, D)
 

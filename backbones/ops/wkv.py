@@ -15,7 +15,7 @@ import torch
 from numba import prange
 from numba.extending import register_jitable
 
-from backbones.ops.numerics import CHANNELS, array, compiled, exp, kernel, log
+from backbones.ops.numerics import CHANNELS, array, compiled, exp, kernel, log, on_gpu
 
 LOWEST = -1e30  # exponent of an empty sum, and of a masked token's key
 
@@ -31,7 +31,7 @@ def wkv(w, u, k, v, causal: bool = False):
     Returns:
         (batch, T, channels).
     """
-    if compiled(w, u, k, v) or (k.is_cuda and k.dtype == torch.float32):
+    if compiled(w, u, k, v) or on_gpu(w, u, k, v):
         return _wkv(w, u, k, v, causal)[0]
     return wkv_reference(w, u, k, v, causal)
 
