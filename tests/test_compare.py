@@ -125,12 +125,28 @@ def test_every_machine_is_named_with_its_rows():
     assert "Machine: a CPU (one, two); a GPU (two). Commits: c." in comparison.made(rows, "command")
 
 
+def test_seconds_of_different_machines_are_not_averaged():
+    protocols = {"all": {"shown": ["R@1"], **{key: {"R@1": 1.0} for key in ("global", "reranked", "oracle")}}}
+    run = {"protocols": protocols, "parameters": 0, "latency_ms": 1.0, "peak_memory_mb": 1}
+    slow, fast = ({**run, "machine": m, "seconds": {"training": s}} for m, s in (("a CPU", 1340.0), ("a GPU", 61.0)))
+    slower = {**slow, "seconds": {"training": 1360.0}}
+    _, one, other, _ = comparison.rows({"one": [slow, slower], "other": [slow, fast]}, {}, "all")
+    assert one["training s"] == "1350 ± 14" and other["training s"] == "1340 / 61"
+
+
 def test_published_numbers_stand_beside_their_rows(tmp_path):
     path = tmp_path / "published.csv"
     path.write_text('table,row,"theirs, %"\nresults,global,12.3\nresults,one,45.6\nother,one,78.9\n')
     published = comparison.read_published(path, "results")
     protocols = {"all": {"shown": ["R@1"], **{key: {"R@1": 1.0} for key in ("global", "reranked", "oracle")}}}
-    run = {"protocols": protocols, "parameters": 0, "seconds": {}, "latency_ms": 1.0, "peak_memory_mb": 1}
+    run = {
+        "protocols": protocols,
+        "parameters": 0,
+        "seconds": {},
+        "latency_ms": 1.0,
+        "peak_memory_mb": 1,
+        "machine": "m",
+    }
     table = comparison.rows({"one": [run], "two": [run]}, {}, "all", published=published)
     assert [(row[""], row["theirs, %"]) for row in table] == [
         ("global", "12.3"),

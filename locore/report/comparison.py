@@ -46,6 +46,12 @@ def rows(
         deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{mean(values):.{digits}f}{deviation}"
 
+    def used(runs: list[dict], values: list[float], digits: int = 1) -> str:
+        """Time or memory: of different machines each by itself."""
+        if len({run["machine"] for run in runs}) > 1:
+            return " / ".join(f"{value:.{digits}f}" for value in values)
+        return spread(values, digits)
+
     table: list[dict[str, str]] = []
     metrics_shown = columns(finished, protocol) if finished else ["result"]
     measured = {name: [run["protocols"][protocol] for run in runs] for name, runs in finished.items()}
@@ -63,7 +69,7 @@ def rows(
         if "ensemble" in found[0]:
             row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in found])
         if all("training" in r["seconds"] for r in runs):
-            row["training s"] = spread([r["seconds"]["training"] for r in runs], 0)
+            row["training s"] = used(runs, [r["seconds"]["training"] for r in runs], 0)
         if costs:
             cost = costs[name]
             row["GFLOPs a list"] = f"{cost['gflops']:.1f}" if cost["gflops"] else ""
@@ -71,8 +77,8 @@ def rows(
             row["bytes an image"] = f"{cost['stored']:,}"
             row["front"] = "yes" if name in front else ""
         else:
-            row["ms a list"] = spread([r["latency_ms"] for r in runs])
-            row["peak MB"] = spread([r["peak_memory_mb"] for r in runs], 0)
+            row["ms a list"] = used(runs, [r["latency_ms"] for r in runs])
+            row["peak MB"] = used(runs, [r["peak_memory_mb"] for r in runs], 0)
         table.append(row)
     if every:
         table.append({"": "oracle", **{n: f"{every[0]['oracle'][n]:.1f}" for n in metrics_shown}})
@@ -258,7 +264,7 @@ def picture(path: Path, finished: dict[str, list[dict]]) -> None:
         everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
         margin = 0.1 * (max(everything) - min(everything)) + 0.1
         axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=title)
-        axis.invert_yaxis()
+        axis.set_ylim(len(names) - 0.4, -0.6)  # the first row on top
         if axis is not axes[0]:
             axis.set_yticklabels([])
     axes[-1].legend(loc="lower right")
