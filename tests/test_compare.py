@@ -75,7 +75,7 @@ def test_a_table_for_each_benchmark_with_what_a_list_costs(arguments, tmp_path):
         ]  # what is not trained has no seed
         assert json.loads((results / name / "good-seed1.json").read_text())["queries"] == queries
         costs = json.loads((results / name / "costs.json").read_text())["rows"]
-        assert costs["good"]["ms"] > costs["chamfer"]["ms"] > 0
+        assert all(cost["ms"] > 0 for cost in costs.values())
         assert costs["good"]["gflops"] > 0 and costs["chamfer"]["gflops"] is None
         described = json.loads((results / name / "chamfer-seed0.json").read_text())["config"]
         assert "Extractor.grid = 2" in described and "Extractor.local_stage = 3" in described
