@@ -198,11 +198,11 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
 
 
 def _print_lengths(way: str, found: dict[str, dict]) -> None:
-    print(f"\n{way + ', tokens':>24}" + "".join(f"{t:>16,}" for t in next(iter(found.values()))["tokens"]))
+    print(f"\n{way + ', tokens':>24}" + "".join(f"{t:>19,}" for t in next(iter(found.values()))["tokens"]))
     for backbone, of in found.items():
-        cells = (f"{s:>8.4f} s{mb:>3,} MB" for s, mb in zip(of["seconds"], of["mb"], strict=True))
+        cells = (f"{s:>8.4f} s{mb:>6,} MB" for s, mb in zip(of["seconds"], of["mb"], strict=True))
         growth = f"time T^{of['time_exponent']:.2f}, memory T^{of['memory_exponent']:.2f}"
-        print(f"{backbone:>24}" + "".join(f"{cell:>16}" for cell in cells) + f"   {growth}")
+        print(f"{backbone:>24}" + "".join(f"{cell:>19}" for cell in cells) + f"   {growth}")
 
 
 def _exponent(lengths: np.ndarray, values: np.ndarray) -> float:
