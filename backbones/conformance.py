@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from backbones._interleaved import QueryAttention
 from backbones.encoder import ListLayout, SequenceEncoder
-from backbones.query_attention import QueryAttention
 from backbones.registry import create
 
 TOLERANCE = 1e-4

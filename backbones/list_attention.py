@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backbones.blocks import Attention, key_mask
+from backbones._blocks import Attention, key_mask
+from backbones._interleaved import InterleavedEncoder
 from backbones.encoder import ListLayout
-from backbones.query_attention import InterleavedEncoder
 from backbones.registry import register
 
 
@@ -34,7 +34,10 @@ class ListAttentionEncoder(InterleavedEncoder):
     """The stack of `mamba` and `rwkv` with attention over the list as its first half: time quadratic in T.
 
     Args:
-        width: D. depth: layers. heads: attention heads of both. expansion: feed-forward width over D.
+        width: D.
+        depth: layers.
+        heads: attention heads of both.
+        expansion: feed-forward width over D.
     """
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import in_slices, zero_masked
+from backbones._blocks import in_slices, zero_masked
 from backbones.encoder import ListLayout, SequenceEncoder
 from backbones.ops.window_attention import Window, window_attention
 from backbones.registry import register
@@ -24,7 +24,7 @@ class LongformerAttention(nn.Module):
         self.query_global, self.key_global, self.value_global = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
         nn.init.uniform_(self.query.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
-        # Equal queries and keys at the start, see backbones.blocks.Attention; the global ones are copies, as published.
+        # Equal queries and keys at the start, see backbones._blocks.Attention; the global ones are copies, as published.
         for other in (self.key, self.query_global, self.key_global):
             other.load_state_dict(self.query.state_dict())
         self.value_global.load_state_dict(self.value.state_dict())
@@ -78,8 +78,12 @@ class Longformer(SequenceEncoder):
     """Longformer encoder; tiny, small and base are the paper's (Table A).
 
     Args:
-        width: D. depth: layers. heads: attention heads. window: tokens, both sides together.
-        expansion: feed-forward width over D. dropout: of each residual branch.
+        width: D.
+        depth: layers.
+        heads: attention heads.
+        window: tokens, both sides together.
+        expansion: feed-forward width over D.
+        dropout: of each residual branch.
     """
 
     def __init__(
@@ -100,10 +104,10 @@ class Longformer(SequenceEncoder):
         )
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
-        global_ = layout.sep(tokens.device)
-        global_[layout.query] = True
-        global_ = F.pad(global_, (0, tokens.shape[1] - layout.tokens))
-        window = Window.of(mask, global_, self.reach)
+        is_global = layout.sep(tokens.device)
+        is_global[layout.query] = True
+        is_global = F.pad(is_global, (0, tokens.shape[1] - layout.tokens))
+        window = Window.plan(mask, is_global, self.reach)
         for layer in self.layers:
             tokens = self.run(layer, tokens, window)
         return tokens

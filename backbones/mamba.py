@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import full_precision, zero_masked
+from backbones._blocks import full_precision, zero_masked
+from backbones._interleaved import InterleavedEncoder
 from backbones.encoder import ListLayout
 from backbones.ops.causal_conv import causal_conv
 from backbones.ops.selective_scan import SKIPPED, selective_scan
-from backbones.query_attention import InterleavedEncoder
 from backbones.registry import register
 
 
@@ -41,7 +41,9 @@ def mix(directions: Sequence[Any], x: Tensor, mask: Tensor | None) -> Tensor:
     """Convolve and scan in every direction, the second from the end to the start, and add up.
 
     Args:
-        directions: a `Direction` each. x: (B, T, channels), zero where masked. mask: (B, T) or None = all real.
+        directions: a `Direction` each.
+        x: (B, T, channels), zero where masked.
+        mask: (B, T) or None = all real.
 
     Returns:
         (B, T, channels), in float32 unless x is float64.
@@ -67,7 +69,10 @@ class BidirectionalMamba(nn.Module):
     """One residual layer: shared projections, a scan in each direction, outputs gated and averaged.
 
     Args:
-        width: D. expansion: channels over D. state: N, states a channel. kernel: taps of the convolution.
+        width: D.
+        expansion: channels over D.
+        state: N, states a channel.
+        kernel: taps of the convolution.
     """
 
     def __init__(self, width: int, expansion: float, state: int, kernel: int):
@@ -98,9 +103,14 @@ class Mamba(InterleavedEncoder):
     """Bidirectional Mamba with query attention. The sizes are ours: the paper publishes none.
 
     Args:
-        width: D. depth: layers. query_attention_layers: those that query attention follows, None = all.
-        heads: heads of query attention. state: N. kernel: taps of the convolution.
-        mixer_expansion: Mamba channels over D. expansion: query attention's feed-forward width over D.
+        width: D.
+        depth: layers.
+        query_attention_layers: those that query attention follows, None = all.
+        heads: heads of query attention.
+        state: N.
+        kernel: taps of the convolution.
+        mixer_expansion: Mamba channels over D.
+        expansion: query attention's feed-forward width over D.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backbones.blocks import Attention, FeedForward, key_mask
+from backbones._blocks import Attention, FeedForward, key_mask
 from backbones.encoder import ListLayout, SequenceEncoder
 from backbones.registry import register
 
@@ -41,7 +41,10 @@ class Pairwise(SequenceEncoder):
     """Pre-norm transformer over (query, candidate) pairs; time linear in the number of candidates.
 
     Args:
-        width: D. depth: layers. heads: attention heads. expansion: feed-forward width over D.
+        width: D.
+        depth: layers.
+        heads: attention heads.
+        expansion: feed-forward width over D.
     """
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):

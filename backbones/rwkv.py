@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.blocks import full_precision, in_slices, zero_masked
+from backbones._blocks import full_precision, in_slices, zero_masked
+from backbones._interleaved import InterleavedEncoder
 from backbones.encoder import ListLayout
 from backbones.ops.wkv import LOWEST, wkv
-from backbones.query_attention import InterleavedEncoder
 from backbones.registry import register
 
 
@@ -91,8 +91,11 @@ class RWKV(InterleavedEncoder):
     """Bidirectional RWKV with query attention. The sizes are ours: the paper publishes none.
 
     Args:
-        width: D. depth: layers. query_attention_layers: those that query attention follows, None = all.
-        heads: heads of query attention. mixer_expansion: channel mix's inner width over D.
+        width: D.
+        depth: layers.
+        query_attention_layers: those that query attention follows, None = all.
+        heads: heads of query attention.
+        mixer_expansion: channel mix's inner width over D.
         expansion: query attention's feed-forward width over D.
     """
 

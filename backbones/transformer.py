@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from backbones.blocks import Attention, FeedForward, key_mask
+from backbones._blocks import Attention, FeedForward, key_mask
 from backbones.encoder import ListLayout, SequenceEncoder
 from backbones.registry import register
 
@@ -34,7 +34,10 @@ class Transformer(SequenceEncoder):
     """Pre-norm transformer without positions of its own.
 
     Args:
-        width: D. depth: layers. heads: attention heads. expansion: feed-forward width over D.
+        width: D.
+        depth: layers.
+        heads: attention heads.
+        expansion: feed-forward width over D.
     """
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):

@@ -1,1 +1,1 @@
-"""The command line: gin files in, run folders out."""
+"""The command line: `python -m experiments` lists the commands."""

@@ -1,238 +1,246 @@
 """Compare re-rankers:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
 
-Runs every gin file with every seed (what is not trained with the first one), each in a process of its own, and makes a
-table (Markdown, CSV, LaTeX), the differences of any two rows (differences.csv) and a picture. A run whose metrics are
-in the results folder already, from the same configuration, is not run again; one that fails is named in the table and
-does not end the others.
-
-  --on gin/comparison/*.gin  a table for each of these, in a folder of its name below --results (default: results)
-  --costs                    let all rows re-rank a random list in turn, in processes that are alive at once, for what
-                             they cost and a picture of quality against cost (pareto.png)
+Runs every row with every seed (what is not trained with the first one), each in a process of its own, and makes a table
+(Markdown, CSV) with the differences to the first row, and a picture. A row is a gin file, or several joined by "+", such
+as gin/longformer.gin+gin/rate/5e-4.gin. A run that the results folder has already, from the same configuration, is not
+run again; one that fails is named in the table and does not end the others. The folder keeps every run in runs.csv and
+the metrics of each query in queries.npz; --finished makes the tables again from these two files, to the last digit.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.command import guarded, seed_number, sentence
-from experiments.configuration import same_run
-from experiments.costs import side_by_side
-from experiments.experiment import Experiment, prepare
-from locore import files
-from locore.report import comparison
+from experiments._cli import LazyModule, command_parser, guarded, seed_number, sentence
 
-DIFFERENCES = "differences.csv"
+build = LazyModule("locore.pipeline.build")
+config = LazyModule("experiments._config")
+costs_module = LazyModule("experiments._profiling.costs")
+differences = LazyModule("locore.report.differences")
+files = LazyModule("locore.utils.files")
+pareto = LazyModule("locore.report.pareto")
+pictures = LazyModule("locore.report.pictures")
+results_module = LazyModule("locore.report.results")
+tables = LazyModule("locore.report.tables")
+
+EXAMPLES = (
+    "gin/mamba.gin gin/rwkv.gin gin/peers/chamfer.gin --on gin/boards/*.gin --seeds 0 1 --costs --results results",
+    "--finished --results results/glyphs --differences",
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A gin file with a seed."""
+    """A row of a table with one seed: its gin files, what they make, and the hash of the configuration."""
 
-    file: str
-    experiment: Experiment
+    files: list[str]
+    experiment: Any
     config: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Board:
     """Rows that re-rank the same shortlists.
 
     Attributes:
-        results: the folder. mixed: gin files behind each row's own. rows: by name and seed.
+        results: what its folder has.
+        mixed: gin files that are mixed into every row.
+        rows: by name and seed; empty with --finished.
+        failed: error of each run that failed.
     """
 
-    results: Path
+    results: Any
     mixed: list[str]
     rows: dict[tuple[str, int], Row]
+    failed: dict[str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status: 1 if a run failed."""
-    parser = argparse.ArgumentParser(
-        "experiments.compare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    """Run the command; returns the exit status: 1 if a run failed."""
+    parser = command_parser("compare", __doc__, EXAMPLES)
+    group = parser.add_argument_group("what is compared")
+    group.add_argument("rows", nargs="*", metavar="FILE[+FILE…]", help="gin files, one row each")
+    group.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
+    group.add_argument("--on", nargs="+", default=[], metavar="FILE", help="boards: a table for each, mixed in last")
+    group.add_argument("--seeds", nargs="+", type=seed_number, default=[0])
+    group.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
+    group = parser.add_argument_group("how it is run")
+    group.add_argument(
+        "--finished", action="store_true", help="run nothing: make tables of what the results folder has"
     )
-    parser.add_argument("rows", nargs="+", metavar="FILE", help="gin files, one a row of the table")
-    parser.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
-    parser.add_argument("--on", nargs="+", default=[], metavar="FILE", help="gin files, one a table; mixed in last")
-    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0])
-    parser.add_argument("--set", action="append", default=[], metavar="'CLASS.OPTION = VALUE'", help="for every run")
-    parser.add_argument("--finished", action="store_true", help="run nothing: a table of what the results folder has")
-    parser.add_argument("--costs", action="store_true", help="time the rows side by side when all have been run")
-    parser.add_argument(
-        "--published", type=Path, metavar="FILE", help="CSV of numbers to stand beside rows: table, row, and columns"
+    group.add_argument(
+        "--costs",
+        action="store_true",
+        help="let all rows re-rank a random list in turn, in processes that are alive at once, for what they cost and a\n"
+        "picture of quality against cost (pareto.png)",
     )
-    parser.add_argument(
-        "--results", type=Path, help="tables, and metrics of runs and queries (default: results/<benchmark>)"
+    group.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders (default: runs/compare)")
+    group = parser.add_argument_group("results")
+    group.add_argument(
+        "--results", type=Path, help="folder of the board (default: results/<benchmark>); with --on, of all"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders, with their weights")
+    group.add_argument("--paper", type=Path, metavar="FILE", help="CSV of a paper's numbers: table, row, and columns")
+    group.add_argument("--differences", action="store_true", help="print the differences of all pairs of rows as CSV")
+    group.add_argument("--latex", action="store_true", help="also write table.tex")
     options = parser.parse_args(arguments)
     return guarded(lambda: _compare(options))
 
 
 def _compare(options: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("Start experiments.compare by itself: each of its runs is a process of its own.")
-    for what, given in (("rows", options.rows), ("tables", options.on)):
-        if len({Path(file).stem for file in given}) < len(given):
+        raise ValueError("Start experiments.compare in one process: each of its runs is a process of its own.")
+    if not options.rows and not options.finished:
+        raise ValueError("Give a gin file for each row, or --finished.")
+    for what, names in (("rows", [_name(row) for row in options.rows]), ("boards", [Path(f).stem for f in options.on])):
+        if len(set(names)) < len(names):
             raise ValueError(f"Two gin files have the same name, and {what} are named by it; rename one.")
     # All configurations are read before the first run, so that a typing error costs no hour.
     below = options.results or Path("results")
-    boards = [_planned(options, [*options.gin, file], below / Path(file).stem) for file in options.on]
-    boards = boards or [_planned(options, options.gin, options.results)]
-    beside = [
-        comparison.read_published(options.published, b.results.name) if options.published else None for b in boards
-    ]
-    measured = [_run_all(board, options) for board in boards]
+    plan = _finished_board if options.finished else _planned
+    boards = [plan(options, [*options.gin, file], below / Path(file).stem) for file in options.on]
+    boards = boards or [plan(options, options.gin, options.results)]
+    paper = [tables.read_reference(options.paper, b.results.folder.name) if options.paper else None for b in boards]
+    for board in boards:
+        _run_all(board, options)
+        if options.costs:
+            _measure_costs(board, options)
     points = {}
-    for board, (finished, failed), published in zip(boards, measured, beside, strict=True):
-        costs = _costs(board, finished, options) if options.costs else None
-        _write(board, finished, failed, costs, published)
-        if costs:
-            points[board.results.name] = (finished, costs["rows"])
-        print((board.results / "table.md").read_text())
-    if points:
-        comparison.pareto((below if options.on else boards[0].results) / "pareto.png", points)
-    return 1 if any(failed for _, failed in measured) or (options.costs and len(points) < len(boards)) else 0
+    for board, reference in zip(boards, paper, strict=True):
+        finished = board.results.finished([_name(row) for row in options.rows] or None)
+        _write(board, finished, reference, options)
+        known = {name: board.results.costs[name] for name in finished if name in board.results.costs}
+        if known:
+            metrics = {name: [run.metrics for run in runs] for name, runs in finished.items() if name in known}
+            points[board.results.folder.name] = (metrics, known)
+        if not options.differences:
+            print((board.results.folder / "table.md").read_text())
+    if points and options.costs:
+        pareto.pareto((below if options.on else boards[0].results.folder) / "pareto.png", points)
+    measured = not options.costs or len(points) == len(boards)
+    return 0 if measured and not any(board.failed for board in boards) else 1
 
 
-def _planned(options: argparse.Namespace, mixed: list[str], results: Path | None) -> Board:
-    """The rows of a table.
+def _name(row: str) -> str:
+    """Return the name of a row: the names of its gin files."""
+    return "+".join(Path(file).stem if file.endswith(".gin") else file for file in row.split("+"))
+
+
+def _planned(options: argparse.Namespace, mixed: list[str], folder: Path | None) -> Board:
+    """Read the rows of a board.
 
     Raises:
-        ValueError: a configuration is wrong, or two of them re-rank other shortlists than each other.
+        ValueError: a configuration is wrong, or two rows re-rank different shortlists.
     """
     rows: dict[tuple[str, int], Row] = {}
-    for file in options.rows:
+    for given in options.rows:
         for seed in options.seeds:
-            row = Row(file, *prepare([file, *mixed], options.set, seed))
-            if row.experiment.trains or seed == options.seeds[0]:
-                rows[Path(file).stem, seed] = row
+            own = [*given.split("+"), *mixed]
+            experiment, text = config.read_experiment(own, options.set, seed)
+            if experiment.trains or seed == options.seeds[0]:
+                rows[_name(given), seed] = Row(own, experiment, _hash(text))
     (first_name, _), first = next(iter(rows.items()))
+    wanted = build.shortlist_settings(first.experiment)
     for (name, _), row in rows.items():
-        ours, theirs = (each.experiment.searched for each in (row, first))
-        for what in ours | theirs:
-            one, other = ours.get(what), theirs.get(what)
+        ours = build.shortlist_settings(row.experiment)
+        for what in ours | wanted:
+            one, other = ours.get(what), wanted.get(what)
             if one != other:
                 raise ValueError(
                     f"'{name}' and '{first_name}' differ in {what}: {one} and {other}; rows of one table re-rank the "
                     "same shortlists."
                 )
-    return Board(results or Path("results") / first.experiment.data.benchmark, mixed, rows)
+    folder = folder or Path("results") / first.experiment.data.benchmark
+    return Board(results_module.BoardResults.read(folder), mixed, rows, {})
 
 
-def _run_all(board: Board, options: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    """-> metrics by row, of each of its seeds; and what the others failed with."""
-    finished: dict[str, list[dict]] = defaultdict(list)
-    failed: dict[str, str] = {}
+def _finished_board(options: argparse.Namespace, mixed: list[str], folder: Path | None) -> Board:
+    """Read what the results folder of a board has."""
+    if folder is None:
+        raise ValueError("--finished needs --results, the folder of a board, or --on with boards.")
+    results = results_module.BoardResults.read(folder)
+    names = [_name(row) for row in options.rows]
+    for name in names:
+        if not results.finished([name]):
+            print(f"{name}: left out, '{folder}' has no run of it.", file=sys.stderr)
+    if not results.finished(names or None):
+        raise ValueError(f"'{folder}' has no run of these rows; leave --finished out to run them.")
+    return Board(results, mixed, {}, {})
+
+
+def _hash(text: str) -> str:
+    """Return the hash of a configuration: of its seed, weights and settings that differ from the defaults."""
+    return hashlib.sha256("\n".join(config.identifying_lines(text)).encode()).hexdigest()[:12]
+
+
+def _run_all(board: Board, options: argparse.Namespace) -> None:
+    """Run what the results folder does not have, and add it there."""
     for (name, seed), row in board.rows.items():
-        result = board.results / f"{name}-seed{seed}.json"
-        metrics = _known(result, row.config)
-        if metrics is None and options.finished:
-            print(f"{name}, seed {seed}: left out, '{result}' is no result of it.", file=sys.stderr)
+        known = board.results.runs.get((name, seed))
+        if known and known.config == row.config:
             continue
-        if metrics is None:
-            folder = options.runs / f"{name}-seed{seed}-{hashlib.sha256(row.config.encode()).hexdigest()[:8]}"
-            command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]
-            command += [part for file in (row.file, *board.mixed) for part in ("--gin", file)]
-            command += [part for line in options.set for part in ("--set", line)]
-            print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
-            error = _run(command)
-            if error:
-                failed[f"{name}, seed {seed}"] = error
-                continue
-            metrics = json.loads((folder / "metrics.json").read_text())
-            files.write_text(result.with_suffix(".csv"), (folder / "queries.csv").read_text())
-            files.write_json(result, metrics)
-        finished[name].append(metrics)
-    if options.finished and not finished:
-        raise ValueError(f"'{board.results}' has no result of these rows; leave --finished out to run them.")
-    return finished, failed
+        folder = options.runs / f"{name}-seed{seed}-{row.config[:8]}"
+        command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]
+        command += [part for file in row.files for part in ("--gin", file)]
+        command += [part for line in options.set for part in ("--set", line)]
+        print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
+        error = _run(command)
+        if error:
+            board.failed[f"{name}, seed {seed}"] = error
+            continue
+        metrics = json.loads((folder / "metrics.json").read_text())
+        board.results.add(name, row.config, metrics, (folder / "queries.csv").read_text())
 
 
-def _costs(board: Board, finished: dict[str, list[dict]], options: argparse.Namespace) -> dict[str, Any] | None:
-    """What each row costs that has a result; None where that cannot be measured, which is said."""
-    rows = {
-        name: ([row.file, *board.mixed], row.experiment) for (name, _), row in board.rows.items() if name in finished
-    }
+def _measure_costs(board: Board, options: argparse.Namespace) -> None:
+    """Measure what a list costs under each row that has a result; report where that is not possible."""
+    rows = {name: row for (name, _), row in board.rows.items() if board.results.finished([name])}
     if not rows:
-        return None
+        return
     try:
-        found = side_by_side(rows, options.set)
-        files.write_json(board.results / "costs.json", found)
+        made = {name: (row.files, row.experiment) for name, row in rows.items()}
+        board.results.costs |= costs_module.side_by_side(made, options.set)
+        board.results.write()
     except (ValueError, OSError) as error:
-        print(f"The costs of '{board.results}' were not measured: {sentence(error)}", file=sys.stderr)
-        return None
-    return found
+        print(f"The costs of '{board.results.folder}' were not measured: {sentence(error)}", file=sys.stderr)
 
 
-def _write(
-    board: Board,
-    finished: dict[str, list[dict]],
-    failed: dict[str, str],
-    costs: dict[str, Any] | None,
-    published: dict[str, dict[str, str]] | None,
-) -> None:
-    """The tables of a board and its picture."""
-    results = board.results
-    command_line = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-    rows_costs = costs["rows"] if costs else None
-    tables = {p: comparison.rows(finished, failed, p, rows_costs, published) for p in comparison.protocols(finished)}
-    per_query = {
-        name: [_queries(results / f"{name}-seed{run['seed']}.csv") for run in runs] for name, runs in finished.items()
-    }
-    text, differences = [], {}
-    for protocol, rows in tables.items():
-        heading = f"**{protocol}**\n\n" if len(tables) > 1 else ""
-        text.append(heading + comparison.markdown(rows))
+def _write(board: Board, finished: dict[str, list[Any]], reference: Any, options: argparse.Namespace) -> None:
+    """Write the tables of a board and its picture."""
+    folder, costs = board.results.folder, {n: c for n, c in board.results.costs.items() if n in finished}
+    metrics = {name: [run.metrics for run in runs] for name, runs in finished.items()}
+    made, text, pairs = {}, [], {}
+    for protocol in tables.protocols(metrics):
+        front = pareto.front_names(metrics, costs, protocol) if costs else set()
+        made[protocol] = tables.rows(metrics, board.failed, protocol, costs, front, reference)
+        heading = f"**{protocol}**\n\n" if len(tables.protocols(metrics)) > 1 else ""
+        text.append(heading + tables.markdown(made[protocol]))
         if len(finished) > 1:
-            shown = comparison.columns(finished, protocol)
-            differences[protocol] = comparison.differences(per_query, shown, protocol)
-            text.append(comparison.of_the_first(differences[protocol], DIFFERENCES))
+            pairs[protocol] = differences.differences(finished, tables.columns(metrics, protocol), protocol)
+            text.append(differences.of_the_first(pairs[protocol]))
     if finished:
-        text.append(comparison.made(finished, command_line, costs))
-        comparison.picture(results / "table.png", finished)
-    files.write_text(results / "table.md", "\n".join(part for part in text if part))
-    files.write_text(results / "table.csv", comparison.csv_text(tables))
-    if differences:
-        files.write_text(results / DIFFERENCES, comparison.csv_text(differences))
-    files.write_text(
-        results / "table.tex", "\n\n".join(f"% {p}\n{comparison.latex(t)}" for p, t in tables.items()) + "\n"
-    )
-
-
-def _known(result: Path, config: str) -> dict | None:
-    """The metrics of a finished run of this configuration, if the results folder has them."""
-    try:
-        metrics = json.loads(result.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    path = result.with_suffix(".csv")
-    if not same_run(config, metrics.get("config", "")) or not path.exists():
-        return None
-    asked = Counter({protocol: measured["queries"] for protocol, measured in metrics["protocols"].items()})
-    # Another count is an older version's, or a damaged file's.
-    return metrics if Counter(query.get("protocol") for query in _queries(path)) == asked else None
-
-
-def _queries(path: Path) -> list[dict[str, str]]:
-    """The metrics of each query, as `experiments.run` left them."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
+        text.append(tables.made(metrics, command, costs))
+        pictures.comparison(folder / "table.png", metrics)
+    files.write_text(folder / "table.md", "\n".join(part for part in text if part))
+    files.write_text(folder / "table.csv", tables.csv_text(made))
+    if options.differences:
+        print(tables.csv_text(pairs), end="")
+    if options.latex:
+        latex = "\n\n".join(f"% {protocol}\n{tables.latex(rows)}" for protocol, rows in made.items())
+        files.write_text(folder / "table.tex", latex + "\n")
 
 
 def _run(command: list[str]) -> str | None:
-    """Run it with its progress shown; the last line that it wrote to stderr if it failed."""
+    """Run a command with its progress shown; returns the last line of its stderr if it failed."""
     # Behind a pipe, rich has to be told that a person is watching, or its bars stand still until they are full.
     watched = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"} if sys.stderr.isatty() else {}
     process = subprocess.Popen(

@@ -1,7 +1,7 @@
-"""Profile an encoder:  python -m experiments.profile --gin gin/longformer.gin --gin gin/size/base.gin
+"""Profile an encoder or a re-ranker:  python -m experiments.profile --gin gin/longformer.gin --gin gin/size/base.gin
 
-Parameters, FLOPs, latency, throughput and memory of a re-ranker, on random descriptors in the landmark layout: a query
-and 100 candidates of 48 local descriptors, a global token and SEP, 5,050 tokens. Any re-ranker of gin/peers as well:
+Parameters, FLOPs, latency, throughput and memory on random descriptors in the landmark layout: a query and 100
+candidates of 48 local descriptors, a global token and SEP, 5,050 tokens. Any re-ranker of gin/peers as well:
 
   --gin gin/peers/cvnet.gin --gin gin/size/base.gin --layout 1026x101 --local-dim 1024 --one-by-one
                            is CVNet as the paper measures it, unbatched on images of 512 x 512 (maps of 32 x 32 cells)
@@ -29,42 +29,55 @@ from typing import Any
 
 import numpy as np
 
-from backbones.registry import backbones
-from experiments.command import gin_parser, guarded
-from experiments.measure import Side, in_turn
+from experiments._cli import LazyModule, add_gin_options, command_parser, guarded
+from experiments._profiling.side import Side, in_turn
+
+config = LazyModule("experiments._config")
+peers = LazyModule("experiments._profiling.peers")
+pictures = LazyModule("locore.report.pictures")
+registry = LazyModule("backbones.registry")
 
 LANDMARKS = (50, 101)  # tokens a block, images
 LOCAL_DIM, GLOBAL_DIM = 768, 2048  # DINOv2's locals and SuperGlobal's globals
 IMAGES = 21  # where the number of images is held fixed
 
 
+EXAMPLES = (
+    "--gin gin/mamba.gin --gin gin/size/base.gin --against transformers --backward",
+    "--gin gin/mamba.gin --lengths 1000 5000 20000 --picture lengths.png",
+)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = gin_parser("experiments.profile", __doc__)
-    parser.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
-    parser.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
-    parser.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
-    parser.add_argument("--local-dim", default=LOCAL_DIM, type=_count, help=f"of the descriptors (default {LOCAL_DIM})")
-    parser.add_argument("--one-by-one", action="store_true", help="a candidate a pass, as where images differ in size")
-    parser.add_argument("--batch", type=_count, default=1, help="lists a pass")
-    parser.add_argument("--passes", type=_count, default=10, help="measured passes")
-    parser.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them")
-    parser.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
-    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
-    parser.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths")
-    parser.add_argument("--json", action="store_true", help="the result as one JSON value in the last line")
+    """Run the command; returns the exit status."""
+    parser = command_parser("profile", __doc__, EXAMPLES)
+    add_gin_options(parser)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
+    group.add_argument("--local-dim", default=LOCAL_DIM, type=_count, help=f"of the descriptors (default {LOCAL_DIM})")
+    group.add_argument("--one-by-one", action="store_true", help="a candidate a pass, as where images differ in size")
+    group.add_argument("--batch", type=_count, default=1, help="lists a pass (default 1)")
+    group.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
+    group.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
+    group.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
+    group.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
+    group = parser.add_argument_group("how it is measured")
+    group.add_argument("--passes", type=_count, default=10, help="measured passes (default 10)")
+    group.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them (default 10)")
+    group = parser.add_argument_group("results")
+    group.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths (default: lengths.png)")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON value in the last line")
     options = parser.parse_args(arguments)
     return guarded(lambda: _profile(options))
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from experiments.experiment import LISTWISE, prepare
-
-    experiment = prepare(options.gin, options.set, seed=0)[0]
+    experiment, _ = config.read_experiment(options.gin, options.set, seed=0)
+    model = experiment.model
     spec: dict[str, Any] = {
-        "backbone": experiment.backbone,
-        "size": experiment.size,
-        "settings": experiment.backbone_settings,
+        "backbone": model.backbone,
+        "size": model.size,
+        "settings": config.settings_of(model.backbone) if model.listwise else {},
         "layout": options.layout,
         "batch": options.batch,
         "backward": options.backward,
@@ -72,8 +85,8 @@ def _profile(options: argparse.Namespace) -> int:
     }
     if options.one_by_one and (options.lengths or options.against):
         raise ValueError("--one-by-one goes without --against and --lengths.")
-    if experiment.method != LISTWISE and (options.lengths or options.against):
-        raise ValueError(f"--against and --lengths are of encoders; '{experiment.method}' has none.")
+    if not model.listwise and (options.lengths or options.against):
+        raise ValueError(f"--against and --lengths are of encoders; '{model.method}' has none.")
     if options.lengths:
         result = _lengths(spec, options)
     elif options.backbones:
@@ -83,8 +96,7 @@ def _profile(options: argparse.Namespace) -> int:
     elif options.backward:
         raise ValueError("--backward goes with --against or --lengths: training has its own progress bar and log.")
     else:
-        name = f"{experiment.backbone if experiment.method == LISTWISE else experiment.method}"
-        name += f" {experiment.size}" * experiment.has_weights
+        name = model.name + f" {model.size}" * model.learned
         of_a_reranker = {
             "side": "reranker",
             "gin": options.gin,
@@ -125,8 +137,6 @@ def _cost(name: str, spec: dict, options: argparse.Namespace) -> dict:
 
 def _against(spec: dict, options: argparse.Namespace) -> dict:
     """Ours, the peer as it comes, the peer with our allocator, and the matrix products alone."""
-    from experiments import peers
-
     peers.check(options.against, spec["backbone"])
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: str(Path(folder) / f"{name}.npy") for name in ("ours", "peer")}
@@ -162,16 +172,13 @@ def _lengths(spec: dict, options: argparse.Namespace) -> dict:
     if len(set(options.lengths)) < 2:
         raise ValueError("--lengths needs two lengths or more to fit an exponent.")
     folder = options.picture.parent
-    if not os.access(folder, os.W_OK):  # said before minutes of measuring, not behind them
+    if not os.access(folder, os.W_OK):  # reported before minutes of measuring
         raise ValueError(f"The picture cannot be written to '{folder}'; give another --picture.")
-    from experiments.configuration import SETTINGS
-    from locore.report import pictures
-
     chosen = {spec["backbone"]: spec["settings"]}
     if options.backbones:
         for name in options.backbones:
-            backbones.check(name, spec["size"])
-        chosen = {name: SETTINGS[name]() for name in options.backbones}
+            registry.backbones.check(name, spec["size"])
+        chosen = {name: config.settings_of(name) for name in options.backbones}
     ways: dict[str, Callable[[int], tuple[int, int]]] = {
         "more images": lambda tokens: (LANDMARKS[0], max(round(tokens / LANDMARKS[0]), 2)),
         "longer blocks": lambda tokens: (max(round(tokens / IMAGES), 2), IMAGES),

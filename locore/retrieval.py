@@ -8,8 +8,8 @@ from typing import Protocol
 import faiss
 import numpy as np
 
-from locore import processes
-from locore.progress import track
+from locore.utils import distributed
+from locore.utils.progress import track
 
 QUERIES = 1024  # at a time, so that a bar can show how far the search is
 SORTED = 2048  # a ranking that is deeper is sorted whole
@@ -21,17 +21,18 @@ class Neighbours:
     """The nearest gallery images of each query, best first.
 
     Attributes:
-        indices: (Q, depth) int64. similarities: (Q, depth) float32.
-        behind: (Q, depth) bool, images that were moved behind all others.
+        indices: (Q, depth) int64.
+        similarities: (Q, depth) float32.
+        demoted: (Q, depth) bool, images that were moved behind all others.
     """
 
     indices: np.ndarray
     similarities: np.ndarray
-    behind: np.ndarray
+    demoted: np.ndarray
 
     def first(self, depth: int) -> Neighbours:
         """The head of every list."""
-        return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.behind[:, :depth])
+        return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.demoted[:, :depth])
 
     def others(self, self_index: np.ndarray | None) -> int:
         """How many each list has besides the query itself, (Q,) its place in the gallery."""
@@ -53,20 +54,22 @@ def nearest(
     rows: np.ndarray,
     depth: int,
     self_index: np.ndarray | None,
-    behind: list[np.ndarray] | None = None,
-    listed: Neighbours | None = None,
+    demoted: list[np.ndarray] | None = None,
+    given: Neighbours | None = None,
 ) -> Neighbours:
     """Of some queries, out of lists that someone has found, as far as these go, or searched.
 
     Args:
-        rows: which of the queries. self_index: (Q,) of all queries. behind: of those rows.
+        rows: which of the queries.
+        self_index: (Q,) of all queries.
+        demoted: of those rows.
         listed: neighbours of all queries; None = they are searched. Others and errors as `search`.
     """
     own = None if self_index is None else self_index[rows]
-    if listed is None:
-        return search(queries[rows], gallery, depth, own, behind)
-    depth = min(depth, listed.others(self_index))
-    return arranged(listed.similarities[rows], listed.indices[rows], depth, own, behind)
+    if given is None:
+        return search(queries[rows], gallery, depth, own, demoted)
+    depth = min(depth, given.others(self_index))
+    return arranged(given.similarities[rows], given.indices[rows], depth, own, demoted)
 
 
 def search(
@@ -74,14 +77,16 @@ def search(
     gallery: Table,
     depth: int,
     self_index: np.ndarray | None = None,
-    behind: list[np.ndarray] | None = None,
+    demoted: list[np.ndarray] | None = None,
 ) -> Neighbours:
     """Exact neighbours by inner product, on a GPU where faiss has one.
 
     Args:
-        queries: (Q, D). gallery: (N, D), of any precision. depth: neighbours a query.
+        queries: (Q, D).
+        gallery: (N, D), of any precision.
+        depth: neighbours a query.
         self_index: (Q,) each query's own place in the gallery, left out of its list.
-        behind: for each query the gallery indices that are moved behind its whole list.
+        demoted: for each query the gallery indices that are moved behind its whole list.
 
     Raises:
         ValueError: the gallery is smaller than the depth, or a descriptor is not finite.
@@ -92,9 +97,9 @@ def search(
             f"A shortlist of {depth} is longer than the gallery of {most} images; lower the number of candidates."
         )
     # Deep enough that the lists are full once the query itself is out and others have moved behind.
-    margin = (self_index is not None) + max((len(moved) for moved in behind or []), default=0)
+    margin = (self_index is not None) + max((len(moved) for moved in demoted or []), default=0)
     similarities, indices = _nearest(_finite(queries), gallery, min(depth + margin, len(gallery)))
-    return arranged(similarities, indices, depth, self_index, behind)
+    return arranged(similarities, indices, depth, self_index, demoted)
 
 
 def arranged(
@@ -102,11 +107,11 @@ def arranged(
     indices: np.ndarray,
     depth: int,
     self_index: np.ndarray | None = None,
-    behind: list[np.ndarray] | None = None,
+    demoted: list[np.ndarray] | None = None,
 ) -> Neighbours:
     """The first `depth` of lists (Q, topk), best first, once some have moved behind all others; see `search`."""
     marked = np.zeros(indices.shape, dtype=bool)
-    for row, moved in enumerate(behind or []):
+    for row, moved in enumerate(demoted or []):
         marked[row] = np.isin(indices[row], moved)
     last = marked.astype(np.int8)
     if self_index is not None:
@@ -120,10 +125,10 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
     if depth > SORTED:
         return _sorted(queries, gallery, depth)
     rows, asked = range(0, len(gallery), ROWS), range(0, len(queries), QUERIES)
-    if len(asked) < processes.count():
-        rows = processes.share(rows)
+    if len(asked) < distributed.count():
+        rows = distributed.share(rows)
     else:
-        asked = processes.share(asked)
+        asked = distributed.share(asked)
     steps = [(row, query) for row in rows for query in asked]
     nearest: dict[int, list[np.ndarray]] = {}
     indexed = None
@@ -132,7 +137,7 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
             index, indexed = _index(_finite(gallery[row : row + ROWS])), row
         found, places = index.search(queries[query : query + QUERIES], min(depth, index.ntotal))
         nearest[query] = _best([nearest.get(query), [found, places + row]], depth)
-    parts = processes.gathered(nearest)
+    parts = distributed.gathered(nearest)
     every = [_best([part.get(query) for part in parts], depth) for query in range(0, len(queries), QUERIES)]
     similarities, indices = (np.concatenate(each) for each in zip(*every, strict=True))
     return similarities, indices
@@ -161,7 +166,7 @@ def _index(rows: np.ndarray) -> faiss.Index:
     """An exact index, on a GPU where faiss has one."""
     index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        own = processes.device().index or 0
+        own = distributed.device().index or 0
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), own, index)
     index.add(rows)
     return index

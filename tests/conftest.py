@@ -42,7 +42,7 @@ def show(browser):
     """Opens a file; at the end no page may have complained, or asked a network for anything."""
     pages, seen = [], []
 
-    def opened(path):
+    def open_page(path):
         page = browser.new_page()
         page.on("console", lambda said: seen.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: seen.append(str(error)))
@@ -51,7 +51,7 @@ def show(browser):
         pages.append(page)
         return page
 
-    yield opened
+    yield open_page
     for page in pages:
         page.close()
     assert not seen

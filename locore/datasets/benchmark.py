@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from backbones.registry import Registry
-from locore.evaluation.measures import Measures, MetricLearning
+from locore.metrics.suites import MetricLearning, Suite
 
 NOBODY = -1  # class of an image of which no class is known
-benchmarks = Registry("benchmark", "locore.datasets", "locore.benchmarks")
+benchmarks: Registry[Benchmark] = Registry("benchmark", "locore.datasets", "locore.benchmarks")
 
 
 class ImageSet(ABC):
@@ -97,20 +97,23 @@ class Relevance:
     """The answers of one protocol, for each query as gallery indices; whatever is in neither of the first two is wrong.
 
     Attributes:
-        positive: are right. junk: do not count: they are taken out of a ranking before it is measured.
-        behind: are moved behind the whole list before it is cut to the candidates, so that they are not re-ranked.
+        positive: are right.
+        junk: do not count: they are taken out of a ranking before it is measured.
+        demoted: are moved behind the whole list before it is cut to the candidates, so that they are not re-ranked.
     """
 
     positive: list[np.ndarray]
     junk: list[np.ndarray]
-    behind: list[np.ndarray]
+    demoted: list[np.ndarray]
 
     @classmethod
     def from_labels(cls, queries: np.ndarray, gallery: np.ndarray, self_index: np.ndarray | None = None) -> Relevance:
         """Images of the query's class are right; nothing is junk.
 
         Args:
-            queries: (Q,) labels. gallery: (N,) labels. self_index: (Q,) each query's own place in the gallery.
+            queries: (Q,) labels.
+            gallery: (N,) labels.
+            self_index: (Q,) each query's own place in the gallery.
         """
         order = np.argsort(gallery, kind="stable")
         low, high = (np.searchsorted(gallery[order], queries, side) for side in ("left", "right"))
@@ -135,7 +138,8 @@ class Benchmark:
 
     Attributes:
         train: images of classes that are in neither queries nor gallery; None where a benchmark has none.
-        queries: those that every protocol asks about. gallery: all images searched.
+        queries: those that every protocol asks about.
+        gallery: all images searched.
         protocols: the right answers, by the name of the protocol; where they depend on what is on the shortlists, a
             function of these, (Q, K) gallery indices.
         self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
@@ -149,7 +153,7 @@ class Benchmark:
     gallery: ImageSet
     protocols: Mapping[str, Answers]
     self_index: np.ndarray | None = None
-    measures: Measures = field(default_factory=MetricLearning)
+    suite: Suite = field(default_factory=MetricLearning)
     validation: bool = False
 
     @property
@@ -181,5 +185,5 @@ class Benchmark:
             gallery=test,
             protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
             self_index=index,
-            measures=MetricLearning(ks),
+            suite=MetricLearning(ks),
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from locore.datasets._metric_learning import check_counts, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
-from locore.datasets.published import check_counts, packaged
 
 SOURCE = "https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder"
 
@@ -16,7 +16,8 @@ def cars196(root: str, download: bool = False, max_queries: int | None = None) -
 
     Args:
         root: the folder with `names.csv`, `anno_train.csv`, `anno_test.csv` and `car_data`.
-        download: fetch it (2 GB) if root is missing or empty. max_queries: ask a fixed draw of so many queries.
+        download: fetch it (2 GB) if root is missing or empty.
+        max_queries: ask a fixed draw of so many queries.
 
     Raises:
         ValueError: a file is missing or a list is damaged.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from locore.datasets._metric_learning import check_counts, missing, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
-from locore.datasets.published import check_counts, missing, packaged
 
 SOURCE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
 
@@ -18,8 +18,10 @@ def cub(root: str, download: bool = False, crop: bool = False, max_queries: int 
     """Leave-one-out retrieval among the images of the last 100 classes.
 
     Args:
-        root: the folder in which `CUB_200_2011` is. download: fetch it (1 GB) if root is missing or empty.
-        crop: cut every image to its bounding box. max_queries: ask a fixed draw of so many queries.
+        root: the folder in which `CUB_200_2011` is.
+        download: fetch it (1 GB) if root is missing or empty.
+        crop: cut every image to its bounding box.
+        max_queries: ask a fixed draw of so many queries.
 
     Raises:
         ValueError: a file is missing or a list is damaged.

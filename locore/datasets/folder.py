@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from locore.datasets._images import FileImages
 from locore.datasets.benchmark import Benchmark, benchmarks
-from locore.datasets.images import FileImages
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from backbones.registry import suggest
+from locore.datasets._images import FileImages
+from locore.datasets._metric_learning import missing
+from locore.datasets._train_list import read_list
 from locore.datasets.benchmark import NOBODY, Benchmark, ImageSet, Relevance, benchmarks
-from locore.datasets.images import FileImages
-from locore.datasets.published import missing
-from locore.descriptors.ames import read_list
-from locore.evaluation.measures import MapAt100
+from locore.metrics.suites import MapAt100
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,9 @@ IMAGES = 761_757
 
 
 @benchmarks.register("gldv2")
-def gldv2(root: str, part: str = "public", train_list: str | None = None, left_out: tuple[int, ...] = ()) -> Benchmark:
+def gldv2(
+    root: str, part: str = "public", train_list: str | None = None, exclude_landmarks: tuple[int, ...] = ()
+) -> Benchmark:
     """Queries of one part against the index.
 
     Args:
@@ -32,13 +34,17 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
             `index`, `test` and `train`, each image in three folders named by the first letters of its id.
         part: "public" (validation) or "private" (test).
         train_list: images that train, `path,landmark_id,w,h` a line with paths below root.
-        left_out: landmarks that are not trained on; some of the clean list are in Oxford and Paris.
+        exclude_landmarks: landmarks that are not trained on; some of the clean list are in Oxford and Paris.
 
     Raises:
         ValueError: a file is missing or damaged.
     """
-    if not isinstance(left_out, list | tuple) or any(not isinstance(landmark, int) for landmark in left_out):
-        raise ValueError(f"gldv2.left_out = {left_out!r} has to be numbers of landmarks, such as (123, 456).")
+    if not isinstance(exclude_landmarks, list | tuple) or any(
+        not isinstance(landmark, int) for landmark in exclude_landmarks
+    ):
+        raise ValueError(
+            f"gldv2.exclude_landmarks = {exclude_landmarks!r} has to be numbers of landmarks, such as (123, 456)."
+        )
     if part not in PARTS:
         raise ValueError(f"Unknown gldv2.part '{part}'{suggest(part, PARTS)}")
     folder = Path(root).expanduser()
@@ -61,26 +67,26 @@ def gldv2(root: str, part: str = "public", train_list: str | None = None, left_o
             log.warning("gldv2: %d %s where %d were published; results will not compare.", found, what, published)
     return Benchmark(
         name=f"gldv2-{part}",
-        train=_training(folder, Path(train_list).expanduser(), left_out) if train_list else None,
+        train=_training(folder, Path(train_list).expanduser(), exclude_landmarks) if train_list else None,
         # Queries of one landmark are not named as such, so each is drawn by itself.
         queries=FileImages(folder, [_path("test", row["id"]) for row in every], np.arange(len(every))).subset(rows),
         gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), NOBODY)),
         protocols={"all": Relevance.without_junk(positive)},
-        measures=MapAt100(),
+        suite=MapAt100(),
         validation=part == "public",
     )
 
 
-def _training(root: Path, path: Path, left_out: tuple[int, ...]) -> ImageSet:
+def _training(root: Path, path: Path, exclude_landmarks: tuple[int, ...]) -> ImageSet:
     names, landmarks, _ = read_list(path)
-    kept = np.flatnonzero(~np.isin(landmarks, left_out))
-    unknown = set(left_out) - set(landmarks.tolist())
+    kept = np.flatnonzero(~np.isin(landmarks, exclude_landmarks))
+    unknown = set(exclude_landmarks) - set(landmarks.tolist())
     if unknown:
-        log.warning("gldv2.left_out: no image of %s is in '%s'.", ", ".join(map(str, sorted(unknown))), path)
-    if not left_out:
+        log.warning("gldv2.exclude_landmarks: no image of %s is in '%s'.", ", ".join(map(str, sorted(unknown))), path)
+    if not exclude_landmarks:
         log.info("gldv2: the clean list has landmarks of Oxford and Paris; leave them out to measure on these.")
     images = FileImages(root, names, landmarks)
-    return images.subset(kept) if left_out else images
+    return images.subset(kept) if exclude_landmarks else images
 
 
 def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:

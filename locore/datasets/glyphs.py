@@ -18,8 +18,8 @@ from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont, features
 
 from locore.datasets.benchmark import Benchmark, ImageSet, benchmarks
-from locore.files import atomic, cache_folder
-from locore.progress import track
+from locore.utils.files import atomic, cache_folder
+from locore.utils.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def glyphs(max_classes: int | None = None, max_queries: int | None = None) -> Be
     """Leave-one-out retrieval of characters; a random half of the classes (seed 0) trains, the other half tests.
 
     Args:
-        max_classes: draw so many classes instead of all. max_queries: ask a fixed draw of so many queries.
+        max_classes: draw so many classes instead of all.
+        max_queries: ask a fixed draw of so many queries.
     """
     pixels, names, labels = _cached()
     classes = np.random.default_rng(0).permutation(np.unique(labels))[:max_classes]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from locore.datasets._images import FileImages
+from locore.datasets._metric_learning import check_counts, listed, missing
 from locore.datasets.benchmark import Benchmark, Relevance, benchmarks
-from locore.datasets.images import FileImages
-from locore.datasets.published import check_counts, listed, missing
-from locore.evaluation.measures import MetricLearning
+from locore.metrics.suites import MetricLearning
 
 SOURCE = "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html"
 PARTS = {"train": (25_882, 3_997), "query": (14_218, 3_985), "gallery": (12_612, 3_985)}
@@ -54,7 +54,7 @@ def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Ben
     drawn = np.random.default_rng(0).permutation(len(queries))[:max_queries]
     asked = queries.subset(np.sort(drawn))
     answers = Relevance.from_labels(asked.labels, gallery.labels)
-    return Benchmark("inshop", train, asked, gallery, {"all": answers}, measures=MetricLearning((1, 10, 20, 30)))
+    return Benchmark("inshop", train, asked, gallery, {"all": answers}, suite=MetricLearning((1, 10, 20, 30)))
 
 
 def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> list[list[str]]:

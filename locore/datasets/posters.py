@@ -15,9 +15,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, features
 
+from locore.datasets._walls import HEIGHT, WIDTH, style, wall
 from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, benchmarks
-from locore.datasets.walls import HEIGHT, WIDTH, style, wall
-from locore.evaluation.measures import Revisited
+from locore.metrics.suites import Revisited
 
 PIXELS = 128  # side of a view
 CELL = 8  # pixels of a wall: overlaps are counted in cells
@@ -31,7 +31,9 @@ class Posters(ImageSet):
     """Views of walls.
 
     Args:
-        seed: of the world. walls: (N,) number of each view's wall. views: (N,) number of each view of its wall.
+        seed: of the world.
+        walls: (N,) number of each view's wall.
+        views: (N,) number of each view of its wall.
     """
 
     def __init__(self, seed: int, walls: np.ndarray, views: np.ndarray):
@@ -146,7 +148,8 @@ class Transitive:
 
     Args:
         common: (Q, N) share of the smaller view that a query and a gallery view have in common.
-        links: (N, N) bool, gallery views that are linked. own: (Q, N) bool, views of the query's wall.
+        links: (N, N) bool, gallery views that are linked.
+        own: (Q, N) bool, views of the query's wall.
         counted: (Q, N) bool, views that can be right, can link, and can be wrong; all others are junk.
     """
 
@@ -180,8 +183,11 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
     by colour is junk there, or one who knows nothing but colours would be above chance.
 
     Args:
-        seed: of the world. walls: how many that train or are asked for. views: of each. queries: views that ask, which
-            are not in the gallery. distractors: views of walls that nobody asks for.
+        seed: of the world.
+        walls: how many that train or are asked for.
+        views: of each.
+        queries: views that ask, which are not in the gallery.
+        distractors: views of walls that nobody asks for.
 
     Raises:
         ValueError: there are too few walls or views.
@@ -221,7 +227,7 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
             "easy": Relevance(rows(easy), rows(junk, hard), rows(junk)),
             "transitive": Transitive(common, within >= LINK, own, counted),
         },
-        measures=Revisited(),
+        suite=Revisited(),
     )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from locore.datasets._images import FileImages
+from locore.datasets._metric_learning import missing
 from locore.datasets.benchmark import NOBODY, Benchmark, ImageSet, Joined, Relevance, benchmarks
-from locore.datasets.images import FileImages
-from locore.datasets.published import missing
-from locore.evaluation.measures import Revisited
-from locore.unpickle import unpickle
+from locore.metrics.suites import Revisited
+from locore.utils.unpickle import unpickle
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         protocols={
             protocol: Relevance(*(_together(graded, grades) for grades in each)) for protocol, each in PROTOCOLS.items()
         },
-        measures=Revisited(),
+        suite=Revisited(),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from locore.datasets._metric_learning import check_counts, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
-from locore.datasets.published import check_counts, packaged
 
 SOURCE = "https://cvgl.stanford.edu/projects/lifted_struct"
 
@@ -15,7 +15,8 @@ def sop(root: str, download: bool = False, max_queries: int | None = None) -> Be
     """Leave-one-out retrieval among the test images.
 
     Args:
-        root: the folder in which `Stanford_Online_Products` is. download: fetch it (3 GB) if root is missing or empty.
+        root: the folder in which `Stanford_Online_Products` is.
+        download: fetch it (3 GB) if root is missing or empty.
         max_queries: ask a fixed draw of so many queries.
 
     Raises:

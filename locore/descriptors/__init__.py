@@ -1,6 +1,6 @@
 """Descriptors: extracted with a vision model, kept on disk."""
 
-from locore.descriptors.extract import Extractor
-from locore.descriptors.store import Descriptors
+from locore.descriptors.extractor import Extractor
+from locore.descriptors.table import Descriptors
 
 __all__ = ["Descriptors", "Extractor"]

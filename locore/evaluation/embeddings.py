@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from locore.evaluation.measures import MetricLearning
+from locore.metrics.suites import MetricLearning
 from locore.retrieval import search
 
 PLACES = 2**25  # places of rankings held at a time

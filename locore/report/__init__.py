@@ -1,1 +1,1 @@
-"""Pictures and tables of a run."""
+"""Tables, differences, pictures, pages and exports."""

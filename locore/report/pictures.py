@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 
@@ -14,9 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from locore.datasets.benchmark import ImageSet
-from locore.evaluation.evaluate import Search
-from locore.files import atomic
-from locore.progress import track
+from locore.evaluation.search import Search
+from locore.report.tables import columns, protocols
+from locore.utils.files import atomic
+from locore.utils.progress import track
 
 SHOWN = 10  # places of a list
 TILE, FRAME, GAP, LABEL = 104, 4, 8, 64  # pixels of a list's pictures, and what is around them
@@ -42,7 +44,8 @@ def lists(
     what does not count.
 
     Args:
-        order: (Q, K) re-ranked places. count: queries to show, drawn with seed 0.
+        order: (Q, K) re-ranked places.
+        count: queries to show, drawn with seed 0.
     """
     shown = min(SHOWN, order.shape[1])
     chosen = np.random.default_rng(0).permutation(len(order))[:count]
@@ -147,4 +150,38 @@ def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
             axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel=label, title=way)
             axis.grid(alpha=0.3, which="both")
             axis.legend()
+    save(figure, path)
+
+
+def comparison(path: Path, finished: dict[str, list[dict]]) -> None:
+    """A panel a metric, or where there are several protocols a panel for what decides in each: a bar from global to the
+    mean, every seed a dot, global and oracle as lines."""
+    known = protocols(finished)
+    first = known[0]
+    shown = (
+        [(first, metric) for metric in columns(finished, first)]
+        if len(known) == 1
+        else [(protocol, columns(finished, protocol)[-1]) for protocol in known]
+    )
+    figure, axes = plt.subplots(
+        1, len(shown), squeeze=False, figsize=(12, 0.5 * len(finished) + 1.8), layout="constrained"
+    )
+    axes, names = axes[0], list(finished)
+    for axis, (protocol, metric) in zip(axes, shown, strict=True):
+        one = finished[names[0]][0]["protocols"][protocol]
+        title = f"{metric}, %" if len(known) == 1 else f"{protocol}: {metric}, %"
+        values = [[r["protocols"][protocol]["reranked"][metric] for r in finished[name]] for name in names]
+        start = one["global"][metric]
+        axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
+        for place, dots in enumerate(values):
+            axis.plot(dots, [place] * len(dots), "o", color="#08519c", markersize=5)
+        for reference, style in (("global", "--"), ("oracle", ":")):
+            axis.axvline(one[reference][metric], linestyle=style, color="0.3", label=reference)
+        everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
+        margin = 0.1 * (max(everything) - min(everything)) + 0.1
+        axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=title)
+        axis.set_ylim(len(names) - 0.4, -0.6)  # the first row on top
+        if axis is not axes[0]:
+            axis.set_yticklabels([])
+    axes[-1].legend(loc="lower right")
     save(figure, path)

@@ -80,8 +80,10 @@ class Link:
     """Views that the transitivity probe is about.
 
     Attributes:
-        query, easy, hard: the views. replaced: (M, 2) positions in the easy one, x and y in [0, 1]. side: of a cell.
-        said: what each run made of it.
+        query, easy, hard: the views.
+        replaced: (M, 2) positions in the easy one, x and y in [0, 1].
+        side: of a cell.
+        lines: what each run made of it.
     """
 
     query: Image.Image
@@ -89,10 +91,10 @@ class Link:
     hard: Image.Image
     replaced: np.ndarray
     side: float
-    said: list[str]
+    lines: list[str]
 
 
-def links(path: Path, shown: list[Link]) -> None:
+def draw_links(path: Path, shown: list[Link]) -> None:
     """The supplement's Figure C: query, easy view with what is replaced in it, hard view, what became of its score."""
     figure, axes = plt.subplots(
         len(shown),
@@ -114,7 +116,7 @@ def links(path: Path, shown: list[Link]) -> None:
         side = link.side * np.array(link.easy.size)
         for x, y in link.replaced * np.array(link.easy.size) - side / 2:
             row[1].add_patch(plt.Rectangle((x, y), *side, facecolor=(1, 1, 1, 0.6), edgecolor="black", hatch="xx"))
-        row[3].text(0, 0.5, "\n".join(link.said), va="center", fontsize=10, parse_math=False)
+        row[3].text(0, 0.5, "\n".join(link.lines), va="center", fontsize=10, parse_math=False)
         for axis in row:
             axis.set_axis_off()
     save(figure, path)
@@ -125,7 +127,8 @@ class Probes:
     """What `experiments.probe` left in a folder.
 
     Attributes:
-        found: see `Found`. links: its picture of triples, a PNG in base64; None = another benchmark has none.
+        found: see `Found`.
+        links: its picture of triples, a PNG in base64; None = another benchmark has none.
     """
 
     found: Found

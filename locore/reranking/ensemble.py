@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locore.progress import track
+from locore.utils.progress import track
 
 ALPHAS = np.linspace(0, 1, 21).round(2)
 TEMPERATURES = np.concatenate([np.linspace(0.05, 1, 20).round(2), [1.5, 2.0, 3.0, 5.0]])
@@ -30,7 +30,8 @@ class Ensemble:
         """The point of the grid with the best `quality(order)` on a validation set; the first of equals.
 
         Args:
-            similarities, scores: (Q, K). quality: (Q, K) order -> number, higher is better.
+            similarities, scores: (Q, K).
+            quality: (Q, K) order -> number, higher is better.
         """
         best, chosen = -np.inf, cls(1.0, 1.0)
         for alpha in track(ALPHAS, "choosing the ensemble"):

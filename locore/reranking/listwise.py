@@ -15,10 +15,12 @@ from torch.nn import functional as F
 import backbones
 from backbones import ListLayout, SequenceEncoder
 from backbones.registry import suggest
-from locore.descriptors.store import Descriptors
+from locore.descriptors.table import Descriptors
+from locore.reranking import weights_file
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
+from locore.reranking.weights_file import WEIGHTS
+from locore.utils import safetensors
 
-WEIGHTS = "model.safetensors"
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
@@ -37,7 +39,8 @@ class Embedded:
     """A shortlist whose descriptors are tokens already, so that windows over it do not embed them again.
 
     Attributes:
-        blocks: (B, 1 + K, S, D) before positions. real: (B, 1 + K, S) bool. Others: as `Shortlist`.
+        blocks: (B, 1 + K, S, D) before positions.
+        real: (B, 1 + K, S) bool. Others: as `Shortlist`.
     """
 
     blocks: Tensor
@@ -56,11 +59,15 @@ class ListEmbedding(nn.Module):
     """Descriptors to tokens: `[global] [local_1 … local_L] [SEP]` for each image, the query's block first.
 
     Args:
-        width: D. local_dim, global_dim: widths of the descriptors. max_positions: rows of the position table.
+        width: D.
+        local_dim, global_dim: widths of the descriptors.
+        max_positions: rows of the position table.
         global_token: whether a block opens with the global descriptor.
         positions: "absolute" 0 … T-1; "segment", one for all tokens of an image; "none", one for all.
-        scales: how many scale embeddings. dropout: of the tokens.
-        force_projection: project also where the sizes agree. bottleneck: inner width of a two-layer projection.
+        scales: how many scale embeddings.
+        dropout: of the tokens.
+        force_projection: project also where the sizes agree.
+        bottleneck: inner width of a two-layer projection.
         activation: of the two-layer projection.
     """
 
@@ -93,9 +100,9 @@ class ListEmbedding(nn.Module):
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
 
-    def layout(self, locals_: int, candidates: int) -> ListLayout:
+    def layout(self, local_count: int, candidates: int) -> ListLayout:
         """The layout of lists of K candidates with L locals an image."""
-        return ListLayout(block=locals_ + 1 + self.global_token, images=1 + candidates)
+        return ListLayout(block=local_count + 1 + self.global_token, images=1 + candidates)
 
     def forward(self, shortlist: Shortlist | Embedded) -> tuple[Tensor, ListLayout, Tensor]:
         """-> tokens (B, T, D), layout, mask (B, T)."""
@@ -139,7 +146,7 @@ class ListEmbedding(nn.Module):
         parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
         real = F.pad(real, (0, 1), value=True)
         if self.global_token:
-            parts.insert(0, self.global_(both("global_"))[:, :, None])
+            parts.insert(0, self.global_(both("global_descriptor"))[:, :, None])
             real = F.pad(real, (1, 0), value=True)
         return Embedded(torch.cat(parts, dim=2), real, shortlist.similarities, shortlist.present)
 
@@ -149,7 +156,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
 
     Args:
         encoder: a sequence encoder, or a registered one's name.
-        local_dim, global_dim: widths of the descriptors. max_positions: the longest list's tokens.
+        local_dim, global_dim: widths of the descriptors.
+        max_positions: the longest list's tokens.
         size, settings: of the encoder, where it is given by name.
         score: how a candidate's tokens become its score: "mean" or "sum" over its block, "first" (the global token),
             "last" (the last local), "product". SEP is left out, masked locals are not.
@@ -201,24 +209,40 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         self.score = score
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from locore import checkpoints  # which knows this class
-
-        checkpoints.save(self, save_directory / WEIGHTS)
+        weights_file.write(self, save_directory / WEIGHTS, self.spec, self.trained)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options) -> ListwiseReranker:  # type: ignore[override]
-        from locore import checkpoints
-
-        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        fetched = {name: options.pop(name) for name in known if name in options}
-        for gone in ("proxies", "resume_download"):  # huggingface_hub before 1.0
-            options.pop(gone, None)
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> ListwiseReranker:
         folder = Path(model_id)
-        path = folder / WEIGHTS if folder.is_dir() else hf_hub_download(model_id, WEIGHTS, **fetched)
-        found = checkpoints.load(path, **options)
-        if not isinstance(found, cls):
-            raise ValueError(f"'{path}' is no list-wise re-ranker; use locore.load.")
-        return found
+        path = folder / WEIGHTS
+        if not folder.is_dir():
+            fetched = hf_hub_download(
+                model_id,
+                WEIGHTS,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            path = Path(fetched)
+        tensors, spec, trained = weights_file.read(path)
+        if spec is None or "method" in spec:
+            raise ValueError(f"'{path}' is not a list-wise re-ranker of ours; load it with locore.load.")
+        model = cls(**spec)
+        safetensors.fill(model, tensors, str(path))
+        model.trained = trained
+        return model.eval()
 
     def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> logits (B, 1 + K, S, 2) of every token."""
@@ -231,7 +255,7 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
 
     def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
         """Those of descriptors to tokens, each with what it reads of these."""
-        return [(self.embedding.local, descriptors.local), (self.embedding.global_, descriptors.global_)]
+        return [(self.embedding.local, descriptors.local), (self.embedding.global_, descriptors.global_descriptor)]
 
     def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
         """-> hidden states (B, 1 + K, S, D) of every token."""
@@ -243,7 +267,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         """Cross-entropy over all tokens of the candidates' blocks, SEP and masked locals included.
 
         Args:
-            logits: (B, 1 + K, S, 2). labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            logits: (B, 1 + K, S, 2).
+            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
             smoothing: of the labels.
         """
         targets = labels[:, :, None].expand(-1, -1, logits.shape[2])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from locore.descriptors.store import Descriptors
+from locore.descriptors.table import Descriptors
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present, rerankers
 
 VALUES = 2**22  # of a layer's activations at a time in inference: as much memory for every list
@@ -21,7 +21,8 @@ class PairwiseReranker(nn.Module, ABC):
     """Scores a query and a candidate; what else is on the list does not matter.
 
     Attributes:
-        width: of its tokens. spec: what rebuilds it, where it was made by `create`.
+        width: of its tokens.
+        spec: what rebuilds it, where it was made by `create`.
         trained: what it was trained on, saved as it was loaded.
     """
 
@@ -30,7 +31,7 @@ class PairwiseReranker(nn.Module, ABC):
     trained: dict[str, Any] | None = None
 
     @classmethod
-    def published(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
+    def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
         """The settings that tensors under published names show; None = they are another model's.
 
         Raises:
@@ -59,16 +60,17 @@ class PairwiseReranker(nn.Module, ABC):
         """Binary cross-entropy of all pairs.
 
         Args:
-            logits: (B, K). labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            logits: (B, K).
+            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
             smoothing: of the labels.
         """
         counted = labels != IGNORED
         wanted = labels[counted].float() * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits[counted].float(), wanted)
 
-    def values(self, locals_: int) -> int:
+    def values(self, local_count: int) -> int:
         """How many a layer makes of a pair of images with so many local descriptors, for how many pairs fit at once."""
-        return 2 * locals_ * self.width
+        return 2 * local_count * self.width
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
@@ -140,7 +142,7 @@ def create(
     """
     known = inspect.signature(rerankers.entry(method).build).parameters
     widths = {n: w for n, w in (("local_dim", local_dim), ("global_dim", global_dim)) if n in known}
-    model = rerankers.create(method, size, **widths, **settings)
+    model: Any = rerankers.create(method, size, **widths, **settings)
     model.spec = {
         "method": method,
         "size": size,

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbones.registry import Registry
-from locore.descriptors.store import Descriptors, DescriptorTable
+from locore.descriptors.table import Descriptors, DescriptorTable
 
-rerankers = Registry("re-ranker", "locore.reranking", "locore.rerankers")
+rerankers: Registry[Reranker] = Registry("re-ranker", "locore.reranking", "locore.rerankers")
+VALUES = 2**22  # values of a layer's tokens at a time in evaluation
 IGNORED = -100  # label of what takes no part in a loss
 
 
@@ -23,9 +24,10 @@ class Shortlist:
 
     Attributes:
         similarities: (B, K) of the global descriptors.
-        query: descriptors with leading dimensions (B,). candidates: with leading dimensions (B, K).
-        present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are there.
-            (`rwkv` decays by the length of the batch's longest list, so there its scores move a little.)
+        query: descriptors with leading dimensions (B,).
+        candidates: with leading dimensions (B, K).
+        present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are there. (`rwkv`
+            decays by the length of the batch's longest list, so there its scores move a little.)
     """
 
     similarities: Tensor
@@ -44,7 +46,7 @@ class Shortlist:
     ) -> Shortlist:
         """Read a batch from descriptor tables: rows (B,) of the queries, candidates (B, K) of the gallery."""
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
-        return cls(torch.einsum("bd,bkd->bk", query.global_, listed.global_), query, listed)
+        return cls(torch.einsum("bd,bkd->bk", query.global_descriptor, listed.global_descriptor), query, listed)
 
     def to(self, device: torch.device) -> Shortlist:
         """The same on a device."""
@@ -62,7 +64,7 @@ class Shortlist:
         cls,
         batch: int,
         candidates: int,
-        locals_: int,
+        local_count: int,
         local_dim: int,
         global_dim: int,
         device: torch.device | str = "cpu",
@@ -71,12 +73,12 @@ class Shortlist:
 
         def descriptors(*lead: int) -> Descriptors:
             return Descriptors(
-                global_=F.normalize(torch.randn(*lead, global_dim), dim=-1),
-                local=F.normalize(torch.randn(*lead, locals_, local_dim), dim=-1),
-                position=torch.rand(*lead, locals_, 2),
-                scale=torch.zeros(*lead, locals_, dtype=torch.long),
-                mask=torch.ones(*lead, locals_, dtype=torch.bool),
-                weight=torch.ones(*lead, locals_),
+                global_descriptor=F.normalize(torch.randn(*lead, global_dim), dim=-1),
+                local=F.normalize(torch.randn(*lead, local_count, local_dim), dim=-1),
+                position=torch.rand(*lead, local_count, 2),
+                scale=torch.zeros(*lead, local_count, dtype=torch.long),
+                mask=torch.ones(*lead, local_count, dtype=torch.bool),
+                weight=torch.ones(*lead, local_count),
             )
 
         everyone = torch.arange(batch * candidates).view(batch, candidates)
@@ -117,9 +119,12 @@ def at_least(reranker: object, **least: float) -> None:
             raise ValueError(f"{type(reranker).__name__}.{name} = {value!r} must be {kind}, at least {bound:g}.")
 
 
-def reads_other(reranker: object, described: Descriptors) -> str | None:
-    """What a re-ranker reads and these descriptors are not, in words; None = they fit."""
-    for name, width in (("local_dim", described.local.shape[-1]), ("global_dim", described.global_.shape[-1])):
+def describe_mismatch(reranker: object, described: Descriptors) -> str | None:
+    """Describe a width mismatch between a re-ranker and descriptors; None if they fit."""
+    for name, width in (
+        ("local_dim", described.local.shape[-1]),
+        ("global_dim", described.global_descriptor.shape[-1]),
+    ):
         wanted = getattr(reranker, "spec", {}).get(name) or width
         if wanted != width:
             return f"descriptors of {name} {wanted}, these have {width}"
@@ -133,8 +138,20 @@ def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
 
 def among_candidates(shortlist: Shortlist) -> Tensor:
     """(B, K, K) similarities of a list's candidates by global descriptors; -inf to those that are not there."""
-    alike = shortlist.candidates.global_ @ shortlist.candidates.global_.mT
+    alike = shortlist.candidates.global_descriptor @ shortlist.candidates.global_descriptor.mT
     return alike if shortlist.present is None else alike.masked_fill(~shortlist.present[:, None], -torch.inf)
+
+
+def lists_at_once(reranker: object, tokens: float, widths: tuple[int, int]) -> int:
+    """Return how many lists a re-ranker reads at a time in a bounded memory.
+
+    Args:
+        reranker: one with weights has a `width`, of its tokens; another reads the descriptors as they are.
+        tokens: of a list.
+        widths: of a global and of a local descriptor.
+    """
+    width = getattr(reranker, "width", None) or sum(widths)
+    return max(1, int(VALUES / (tokens * width)))
 
 
 class Reranker(Protocol):

@@ -12,7 +12,7 @@ from backbones.registry import suggest
 from locore.reranking.ensemble import Ensemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist, only_present
 
-WAYS = {
+ORDERS = {
     "end-to-start": (False,),
     "start-to-end": (True,),
     "end-to-start-and-back": (False, True),
@@ -25,20 +25,22 @@ class Windows:
     """A re-ranker of lists of any length, by one of lists of K.
 
     Attributes:
-        reranker: reorders a window. size: K. stride: by how many places the next window is moved.
-        way: in which order windows follow each other, see `WAYS`.
+        reranker: reorders a window.
+        size: K.
+        stride: by how many places the next window is moved.
+        way: in which order windows follow each other, see `ORDERS`.
         ensemble: sorts a window by global and local score together; None = as the re-ranker does.
     """
 
     reranker: Reranker
     size: int = 100
     stride: int = 50
-    way: str = "end-to-start"
+    order: str = "end-to-start"
     ensemble: Ensemble | None = None
 
     def __post_init__(self):
-        if self.way not in WAYS:
-            raise ValueError(f"Unknown way of windows '{self.way}'{suggest(self.way, WAYS)}")
+        if self.order not in ORDERS:
+            raise ValueError(f"Unknown order of windows '{self.order}'{suggest(self.order, ORDERS)}")
         if not 1 <= self.stride <= self.size:
             raise ValueError(
                 f"Windows of {self.size} cannot move by {self.stride}; by 1 to their size, or places are left out."
@@ -49,13 +51,12 @@ class Windows:
         embedded = getattr(self.reranker, "embedded", None)  # what every window would do again
         whole = embedded(shortlist) if embedded else shortlist
         batch, count = shortlist.similarities.shape
-        order = torch.arange(count, device=shortlist.similarities.device).repeat(batch, 1)
-        for ahead in WAYS[self.way]:
+        places = torch.arange(count, device=shortlist.similarities.device).repeat(batch, 1)
+        for ahead in ORDERS[self.order]:
             for start, end in windows(count, self.size, self.stride, ahead):
-                places = order[:, start:end]
-                window = whole.take(places)
-                order[:, start:end] = places.gather(1, self._sorted(window))
-        return Ranking(order, None)
+                inside = places[:, start:end]
+                places[:, start:end] = inside.gather(1, self._sorted(whole.take(inside)))
+        return Ranking(places, None)
 
     def _sorted(self, window) -> Tensor:
         """(B, K) places in the window, best first."""

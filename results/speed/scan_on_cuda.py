@@ -11,7 +11,7 @@ import sys
 import torch
 from triton.testing import do_bench
 
-from backbones.ops.selective_scan import selective_scan
+from backbones.ops.selective_scan.cpu import selective_scan
 
 SHAPES = ((8, 450, 192, 8), (1, 1800, 192, 8), (1, 5050, 1536, 16), (8, 5050, 1536, 16))  # batch, T, channels, N
 

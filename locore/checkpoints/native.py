@@ -1,0 +1,108 @@
+"""Our own checkpoints, and the door to published ones: `load`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locore.checkpoints import published
+from locore.descriptors.extractor import Extractor
+from locore.reranking import pairwise, weights_file
+from locore.reranking.listwise import ListwiseReranker
+from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.weights_file import WEIGHTS
+from locore.utils import safetensors
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a re-ranker was trained on.
+
+    Attributes:
+        extractor: of the descriptors.
+        candidates: K of its lists.
+    """
+
+    extractor: Extractor
+    candidates: int
+
+
+def save(model: ListwiseReranker | PairwiseReranker, path: Path, trained: Trained | None = None) -> None:
+    """Write the weights of a re-ranker, and what rebuilds it, to one safetensors file, atomically.
+
+    Args:
+        model: the re-ranker.
+        path: the file.
+        trained: what it was trained on, so that it can be given images; None = what it was loaded with, if anything.
+    """
+    weights_file.write(model, path, model.spec, asdict(trained) if trained else model.trained)
+
+
+def trained_on(path: str | Path) -> Trained:
+    """Return what the model of a run folder, or of a `model.safetensors`, was trained on.
+
+    Raises:
+        ValueError: there is no such file, or it does not say.
+    """
+    path = _file(path)
+    known = weights_file.read(path).trained
+    if known is None:
+        raise ValueError(f"'{path}' does not say how its images were described; give the extractor.")
+    try:
+        return Trained(Extractor(**_with_files_beside(path.parent, known["extractor"])), known["candidates"])
+    except (LookupError, TypeError) as error:
+        raise ValueError(
+            f"'{path}' has a damaged description of its extractor, or was written by another version; give the "
+            "extractor."
+        ) from error
+
+
+def load(path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> ListwiseReranker | PairwiseReranker:
+    """Load the re-ranker of a run folder, of a `model.safetensors`, or of published weights, ready to re-rank.
+
+    Args:
+        path: the folder or file. Published weights may also be files of torch.save, read by its restricted loader.
+        dtype: of weights and activations; torch.bfloat16 halves both.
+        options: settings that published weights do not show, see `locore.checkpoints.published.build`.
+
+    Raises:
+        ValueError: the file is missing or damaged, or neither ours nor a published one.
+    """
+    path = _file(path)
+    tensors, spec, trained = weights_file.read(path)
+    model: ListwiseReranker | PairwiseReranker
+    if spec is None:
+        model = published.build(tensors, str(path), **options)
+    elif options:
+        raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(options)}.")
+    else:
+        try:
+            model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
+            if trained:
+                trained["extractor"] = _with_files_beside(path.parent, trained["extractor"])
+        except (LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"'{path}' has a damaged description of its model, or was written by another version."
+            ) from error
+        safetensors.fill(model, tensors, str(path))
+        model.trained = trained
+    return model.to(dtype).eval()
+
+
+def _with_files_beside(folder: Path, extractor: dict[str, Any]) -> dict[str, Any]:
+    """Point an extractor's settings to files that were moved together with the model."""
+    return {**extractor, **{name: _beside(folder, extractor[name]) for name in ("weights", "detector")}}
+
+
+def _beside(folder: Path, name: str) -> str:
+    """Return a file by its path, or the one beside the model if it was moved; what is not a file stays as it is."""
+    moved = folder / Path(name).name
+    return str(moved) if not Path(name).expanduser().exists() and moved.is_file() else name
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / WEIGHTS if path.is_dir() else path

@@ -1,0 +1,133 @@
+"""Images in files: a folder or a zip, opened when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from locore.datasets.benchmark import ImageSet
+
+# What Pillow and zipfile raise of damaged, hostile or encrypted images.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+WHOLE_SIZE = "whole size"  # in an image's `info`: width and height of the file that it was cut out of
+
+
+class FileImages(ImageSet):
+    """Image files below a folder or inside a zip.
+
+    Args:
+        root: the folder or zip.
+        names: paths below it.
+        labels: (N,) int64.
+        versions: one of each file, which changes with what is in it: size and time, or size and checksum; None = they
+            are looked up when descriptors are asked for, so that the files may be missing until then.
+        boxes: (N, 4) left, top, right and bottom in pixels, what is cut out of each image; None = all of it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: np.ndarray,
+        versions: Sequence[tuple[int, int]] | None = None,
+        boxes: np.ndarray | None = None,
+    ):
+        self.root, self.names, self.labels, self.boxes = root, list(names), np.asarray(labels, dtype=np.int64), boxes
+        self._versions = versions
+        self._zip: zipfile.ZipFile | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return self.fingerprint_of(np.arange(len(self.names)))
+
+    def fingerprint_of(self, rows: np.ndarray) -> str:
+        known = repr([self._files[row] for row in rows])
+        known += "" if self.boxes is None else repr(self.boxes[rows].tolist())
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    @cached_property
+    def _files(self) -> list[tuple[str, tuple[int, int]]]:
+        """Name and version of each."""
+        return list(zip(self.names, self._looked_up() if self._versions is None else self._versions, strict=True))
+
+    def _looked_up(self) -> list[tuple[int, int]]:
+        try:
+            return versions(self.root / name for name in self.names)
+        except OSError as error:
+            raise ValueError(
+                f"The image '{error.filename}' is missing; unpack the images there, or name files of descriptors."
+            ) from error
+
+    def cut(self, boxes: np.ndarray) -> FileImages:
+        """The same images, each cut to its box (N, 4)."""
+        return FileImages(self.root, self.names, self.labels, self._versions, boxes)
+
+    def image(self, index: int) -> Image.Image:
+        name = self.names[index]
+        try:
+            with Image.open(self._open(name)) as image:
+                found = on_white(image if self.boxes is None else _cut(image, self.boxes[index]))
+                found.info[WHOLE_SIZE] = image.size
+                return found
+        except UNREADABLE as error:
+            raise ValueError(
+                f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
+            ) from error
+
+    def _open(self, name: str):
+        if self.root.is_dir():
+            return self.root / name
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.root)
+        return io.BytesIO(self._zip.read(name))
+
+
+def _cut(image: Image.Image, box: np.ndarray) -> Image.Image:
+    left, top, right, bottom = box
+    if right <= 0 or bottom <= 0 or left >= image.width or top >= image.height:
+        raise ValueError(f"its box {box.tolist()} is outside of its {image.width} × {image.height} pixels")
+    return image.crop((left, top, right, bottom))
+
+
+def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
+    """Size and time of change of every file.
+
+    Raises:
+        OSError: one is missing.
+    """
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (Path(path).stat() for path in paths)]
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent shown on white, and 16 bits as 8.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((grey // (257 if grey.max(initial=0) > 255 else 1)).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

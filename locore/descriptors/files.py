@@ -1,0 +1,167 @@
+"""Descriptors that someone has extracted already, in the files of AMES and LOCORE."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backbones.settings import check_types
+from locore.datasets import Benchmark, ImageSet, Subset
+from locore.datasets.benchmark import Joined as JoinedImages
+from locore.descriptors import ames_files
+from locore.descriptors.ames_files import Joined, Locals, Stored
+from locore.descriptors.table import Rows
+from locore.retrieval import Neighbours
+
+Table = Stored | Joined | Rows
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the descriptors of queries and gallery are; they are read as they are needed.
+
+    Attributes:
+        root: the folder that the others are below.
+        query_global, gallery_global: raw float32.
+        query_local, gallery_local: HDF5.
+        count: L, how many of an image's local descriptors are used.
+        shortlists: a pickle with the neighbours of the queries, which may come of other global descriptors; None = they
+            are searched.
+        distractor_global, distractor_local: of images that follow the gallery's; None = they are in its files.
+        train_global, train_local: of the training images; None = nothing is trained.
+        train_neighbours: a pickle with their neighbours; None = they are searched.
+    """
+
+    query_global: str
+    query_local: str
+    gallery_global: str
+    gallery_local: str
+    locals_per_image: int
+    root: str = "."
+    shortlists: str | None = None
+    distractor_global: str | None = None
+    distractor_local: str | None = None
+    train_global: str | None = None
+    train_local: str | None = None
+    train_neighbours: str | None = None
+
+    def __post_init__(self):
+        check_types(self)
+        for what in ("distractor", "train"):
+            if (getattr(self, f"{what}_global") is None) != (getattr(self, f"{what}_local") is None):
+                raise ValueError(f"Files.{what}_global and Files.{what}_local go together.")
+
+    @property
+    def search_settings(self) -> dict[str, str | None]:
+        """The files that shortlists follow from, by the name of their setting."""
+        names = [f.name for f in fields(self) if f.name.endswith("_global") or f.name in ("root", "shortlists")]
+        return {f"Files.{name}": getattr(self, name) for name in names if name != "train_global"}
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of a global and of a local descriptor."""
+        return _widths(self._stored("gallery", None))
+
+    def tables(self, benchmark: Benchmark) -> tuple[Table, Table]:
+        """Of the queries and of the gallery.
+
+        Raises:
+            ValueError: a file is missing, or another one's.
+        """
+        queries = self._table("query", benchmark.queries)
+        if not self.distractor_local:
+            gallery = self._table("gallery", benchmark.gallery)
+            _alike("queries", queries, "gallery", gallery)
+            return queries, gallery
+        behind, every = ames_files.count_images(self._path(self.distractor_local)), len(benchmark.gallery)
+        if behind >= every:
+            raise ValueError(
+                f"The distractors' files describe {behind:,} images and the gallery has {every:,} in all; give the "
+                "benchmark's own option for distractors as well, such as roxford5k.distractors."
+            )
+        gallery, distractors = self._stored("gallery", every - behind), self._stored("distractor", behind)
+        _alike("gallery", gallery, "distractors", distractors)
+        _alike("queries", queries, "gallery", gallery)
+        return queries, Joined(gallery, distractors)
+
+    def neighbours_of_queries(self, benchmark: Benchmark) -> Neighbours | None:
+        """The shortlists of the queries, where there is a file of them."""
+        if not self.shortlists:
+            return None
+        path, queries = self._path(self.shortlists), benchmark.queries
+        try:
+            found = ames_files.read_neighbours(path, len(queries), len(benchmark.gallery))
+        except ValueError:
+            if not isinstance(queries, Subset):
+                raise
+            every, rows = ames_files.read_neighbours(path, len(queries.base), len(benchmark.gallery)), queries.indices
+            found = Neighbours(every.indices[rows], every.similarities[rows], every.demoted[rows])
+        if isinstance(benchmark.gallery, JoinedImages) and found.indices.max() < len(benchmark.gallery.parts[0]):
+            raise ValueError(
+                f"'{path}' names none of the distractors, so it was made without them; give Files.shortlists that were "
+                "made with them."
+            )
+        return found
+
+    def training(self, images: ImageSet) -> Table:
+        """Of the training images; errors as `tables`."""
+        if not self.train_global or not self.train_local:
+            raise ValueError(
+                "There are no descriptors to train on; give Files.train_global and train_local, or Model.checkpoint."
+            )
+        train = self._table("train", images)
+        _alike("training images", train, "gallery", self._stored("gallery", None))
+        return train
+
+    def training_neighbours(self, images: ImageSet) -> np.ndarray | None:
+        """(N, topk) of the training images, -1 for one that is left out; None where there is no file of them."""
+        if not self.train_neighbours:
+            return None
+        every = len(images.base) if isinstance(images, Subset) else len(images)
+        found = ames_files.read_neighbours(self._path(self.train_neighbours), every, every).indices
+        if not isinstance(images, Subset):
+            return found
+        place = np.full(every, -1)
+        place[images.indices] = np.arange(len(images))
+        return place[found[images.indices]]
+
+    def _table(self, what: str, images: ImageSet) -> Table:
+        """Of images; where they are some of a set's, from files of them alone or of the whole set."""
+        described = ames_files.count_images(self._path(getattr(self, f"{what}_local")))
+        if isinstance(images, Subset) and described == len(images.base):
+            return Rows(self._stored(what, described), torch.from_numpy(images.indices))
+        return self._stored(what, len(images))
+
+    def _stored(self, what: str, images: int | None) -> Stored:
+        """Of so many images, None = of as many as there are."""
+        global_path, local_path = (self._path(getattr(self, f"{what}_{kind}")) for kind in ("global", "local"))
+        count = ames_files.count_images(local_path) if images is None else images
+        return Stored(ames_files.read_globals(global_path, count), Locals(local_path, count, self.locals_per_image))
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, Path(name).expanduser()).expanduser()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The files as lines of a configuration: another size or time is another file."""
+        paths = [self._path(name) for name in astuple(self) if isinstance(name, str)]
+        stats = [(path, path.stat()) for path in paths if path.is_file()]
+        return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
+
+
+def _alike(one: str, ours: Table, other: str, theirs: Table) -> None:
+    """Refuse tables of different widths."""
+    for what, width, found in zip(("global", "local"), _widths(ours), _widths(theirs), strict=True):
+        if width != found:
+            raise ValueError(f"The {what} descriptors of the {one} are {width} wide and those of the {other} {found}.")
+
+
+def _widths(table: Table) -> tuple[int, int]:
+    stored = table.table if isinstance(table, Rows) else table
+    stored = stored.first if isinstance(stored, Joined) else stored
+    assert isinstance(stored, Stored)
+    return stored.global_matrix.shape[1], stored.local_table.width

@@ -1,0 +1,65 @@
+"""Extraction a part at a time, each a file: what a kill can lose is one part, and processes share the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from locore.descriptors.table import read_arrays, write_arrays
+from locore.utils import distributed
+from locore.utils.prefetch import ahead
+from locore.utils.progress import track
+
+PART = 512  # images a file
+T = TypeVar("T")
+
+
+def write_parts(
+    images: int,
+    batch: int,
+    load: Callable[[range], T],
+    describe: Callable[[T], tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+    key: Callable[[range], str],
+) -> list[tuple[Path, int]]:
+    """Describe images into part files, but for those that are there; each process its share. -> all of them, with
+    their rows.
+
+    Args:
+        images: how many.
+        batch: as many at a time.
+        load: reads some, ahead and on other threads.
+        describe: what `load` gave -> their rows of `global` and `features`, see `write_arrays`.
+        key: changes with what is in some of the images; their file is named by it, and described anew when it changes.
+    """
+    starts = range(0, images, PART)
+    ends = {start: min(start + PART, images) for start in starts}
+    paths = {start: folder / f"{start:09}-{key(range(start, end))}.h5" for start, end in ends.items()}
+    looked_at = [start for start in distributed.share(starts) if not _whole(paths[start], ends[start] - start)]
+    missing = [start for found in distributed.gathered(looked_at) for start in found]
+    own = distributed.share(missing)
+    batches = [range(i, min(i + batch, ends[start])) for start in own for i in range(start, ends[start], batch)]
+    done = (
+        sum(-(-(ends[start] - start) // batch) for start in starts if start not in set(missing)) // distributed.count()
+    )
+    loaded = ahead(load, batches)
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for part in track(batches, "extracting", done + len(batches), done):
+        rows.append(describe(next(loaded)))
+        start = part.start // PART * PART
+        if part.stop == ends[start]:
+            write_arrays(paths[start], *(np.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+            rows = []
+    distributed.wait()
+    return [(path, ends[start] - start) for start, path in paths.items()]
+
+
+def _whole(path: Path, rows: int) -> bool:
+    try:
+        read_arrays(path, rows)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

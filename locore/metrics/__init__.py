@@ -1,0 +1,1 @@
+"""Retrieval metrics of each query, the metrics that a benchmark reports, and intervals. numpy only."""

@@ -1,0 +1,88 @@
+"""What a benchmark reports of every query: one class for each kind of benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from locore.metrics.retrieval import average_precision, map_at, map_at_r, precision_at, r_precision, recall_at
+
+
+class Suite(Protocol):
+    """The metrics of a benchmark.
+
+    Attributes:
+        main: the name of the metric that decides.
+        shown: those that a comparison shows, `main` last.
+    """
+
+    @property
+    def main(self) -> str: ...
+
+    @property
+    def shown(self) -> tuple[str, ...]: ...
+
+    def depth(self, positives: np.ndarray, most: int) -> int:
+        """How deep rankings of `most` images have to be, of queries with so many right ones (Q,)."""
+        ...
+
+    def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
+        """Every metric of every query: right and junk (Q, depth) bool, positives (Q,) in the whole gallery."""
+        ...
+
+
+@dataclass(frozen=True)
+class MetricLearning:
+    """R@k, mAP@R and R-precision; nothing is junk."""
+
+    ks: tuple[int, ...] = (1, 10, 100)
+
+    main = "mAP@R"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return (*(f"R@{k}" for k in self.ks[:2]), "mAP@R")
+
+    def depth(self, positives: np.ndarray, most: int) -> int:
+        return max(min(max(self.ks, default=0), most), int(positives.max()))
+
+    def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            **{f"R@{k}": recall_at(right, k) for k in self.ks},
+            "mAP@R": map_at_r(right, positives),
+            "R-precision": r_precision(right, positives),
+        }
+
+
+@dataclass(frozen=True)
+class Revisited:
+    """mAP and mP@1, 5, 10 of Revisited Oxford and Paris (Radenović et al. 2018): what is junk is taken out first."""
+
+    main = "mAP"
+    shown = ("mP@1", "mP@10", "mAP")
+
+    def depth(self, positives: np.ndarray, most: int) -> int:
+        return most
+
+    def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
+        rows = []
+        for hits, ignored, count in zip(right, junk, positives, strict=True):
+            places = np.flatnonzero(hits[~ignored])
+            rows.append((average_precision(places, int(count)), *(precision_at(places, k) for k in (1, 5, 10))))
+        return dict(zip(("mAP", "mP@1", "mP@5", "mP@10"), np.array(rows).T, strict=True))
+
+
+@dataclass(frozen=True)
+class MapAt100:
+    """mAP@100 of Google Landmarks v2."""
+
+    main = "mAP@100"
+    shown = ("mAP@100",)
+
+    def depth(self, positives: np.ndarray, most: int) -> int:
+        return min(100, most)
+
+    def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
+        return {"mAP@100": map_at(right, positives, 100)}

@@ -1,0 +1,1 @@
+"""An experiment from images to metrics, as plain Python: settings, plan, build, train, run."""

@@ -1,0 +1,322 @@
+"""The settings of an experiment in groups, and the plan that follows from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from backbones import ListLayout
+from backbones.registry import suggest
+from backbones.settings import check_types
+from locore.datasets import Benchmark, ImageSet, benchmarks
+from locore.descriptors.cross_fit import WHOLE
+from locore.descriptors.extractor import Extractor
+from locore.descriptors.files import Files
+from locore.reranking.pairwise import is_learned
+from locore.reranking.reranker import rerankers
+from locore.reranking.windows import ORDERS
+from locore.training.lists import Sampling
+from locore.training.loop import Training
+
+LISTWISE = "listwise"
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A registered benchmark with its settings.
+
+    Attributes:
+        benchmark: registered name.
+        settings: arguments of the benchmark.
+    """
+
+    benchmark: str = "glyphs"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_types(self)
+        benchmarks.check(self.benchmark, **self.settings)
+
+    def load(self) -> Benchmark:
+        """Load the benchmark.
+
+        Raises:
+            ValueError: a file that it needs is missing or damaged.
+        """
+        return benchmarks.create(self.benchmark, **self.settings)
+
+    def training_images(self, benchmark: Benchmark) -> ImageSet:
+        """Return the training images of the loaded benchmark.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if benchmark.train is None:
+            raise ValueError(
+                f"The benchmark '{self.benchmark}' has no training images; give a trained Model.checkpoint."
+            )
+        return benchmark.train
+
+
+@dataclass(frozen=True)
+class Model:
+    """The re-ranker and what it starts from.
+
+    Attributes:
+        method: "listwise", or the name of a registered re-ranker, learned or not.
+        backbone: registered name of the sequence encoder of a list-wise re-ranker.
+        size: named size of the encoder, or of another learned re-ranker.
+        positions: see `ListEmbedding`.
+        min_positions: rows of the position table at least, where a list has fewer tokens.
+        score: see `ListwiseReranker`.
+        global_token: see `ListEmbedding`.
+        dropout: see `ListwiseReranker`, in [0, 1].
+        whitening: start the projections as a whitening of the training descriptors: 1 = whitened, 0 = only scaled; None
+            = start at random.
+        language_model: folder with the weights of a Longformer or RoBERTa to start from.
+        checkpoint: a run folder or published weights that are evaluated as they are; None = a re-ranker is trained.
+        checkpoint_options: settings that published weights do not show, see `locore.load`.
+    """
+
+    method: str = LISTWISE
+    backbone: str = "mamba"
+    size: str = "mini"
+    positions: str = "absolute"
+    min_positions: int = 0
+    score: str = "mean"
+    global_token: bool = True
+    dropout: float = 0.0
+    whitening: float | None = 1.0
+    language_model: str | None = None
+    checkpoint: str | None = None
+    checkpoint_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_types(self)
+        known = [LISTWISE, *rerankers.available()]
+        if self.method not in known:
+            raise ValueError(f"Unknown Model.method '{self.method}'{suggest(self.method, known)}")
+        if not self.learned and self.checkpoint:
+            raise ValueError(f"'{self.method}' has no weights; leave Model.checkpoint out.")
+        for name in ("whitening", "dropout"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"Model.{name} = {value} must be in [0, 1].")
+
+    @property
+    def listwise(self) -> bool:
+        """Whether it reads the whole list with a sequence encoder."""
+        return self.method == LISTWISE
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has weights."""
+        return self.listwise or is_learned(self.method)
+
+    @property
+    def name(self) -> str:
+        """The registered name that its settings belong to: of the backbone, or of the re-ranker."""
+        return self.backbone if self.listwise else self.method
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """How the shortlists are re-ranked.
+
+    Attributes:
+        candidates: number of candidates of each query that are re-ranked.
+        window: K of one pass of a list-wise re-ranker, if that is fewer; None = all candidates in one pass. Other
+            re-rankers read the whole list.
+        window_order: order in which windows follow each other, see `Windows`.
+        first_stages: a cascade: names of re-rankers without weights, or run folders, that reorder the list first, each
+            with the number of candidates that it reorders (None = all). They take no part in training.
+        ensemble: also evaluate the ensemble with the global similarity; with windows this takes as long again.
+        alpha: weight of the global similarity in the ensemble, in [0, 1]; None = chosen on held-out training classes,
+            or, where nothing is trained, on a benchmark that is for validation.
+        temperature: of the ensemble, given together with alpha.
+        dtype: of the weights in evaluation, "float32" or "bfloat16".
+    """
+
+    candidates: int = 24
+    window: int | None = None
+    window_order: str = "end-to-start"
+    first_stages: Sequence[tuple[str, int | None]] = ()
+    ensemble: bool = True
+    alpha: float | None = None
+    temperature: float | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        check_types(self)
+        if self.candidates < 2:
+            raise ValueError(f"Reranking.candidates = {self.candidates}: one image has no order; give 2 or more.")
+        if self.window is not None and not 1 < self.window <= self.candidates:
+            raise ValueError(f"Reranking.window = {self.window} must be 2 to {self.candidates}, the candidates.")
+        for name, known in (("window_order", ORDERS), ("dtype", DTYPES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown Reranking.{name} '{value}'{suggest(value, known)}")
+        for stage in self.first_stages:
+            match stage:
+                case (str(), int() | None as count) if count is None or count > 1:
+                    pass
+                case _:
+                    raise ValueError(
+                        f"{stage!r} is not a stage of Reranking.first_stages; write [('superglobal', 400)], a "
+                        "re-ranker and the number of candidates that it reorders."
+                    )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"Reranking.alpha = {self.alpha} must be in [0, 1].")
+        if self.temperature is not None and not 0 < self.temperature < 1e9:
+            raise ValueError(f"Reranking.temperature = {self.temperature} must be above 0.")
+        if (self.alpha is None) != (self.temperature is None):
+            raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
+
+    @property
+    def pass_size(self) -> int:
+        """K of one pass."""
+        return self.window or self.candidates
+
+    @property
+    def depth(self) -> int:
+        """Length of the shortlists: the longest stage of a cascade."""
+        return max([self.candidates, *(count or self.candidates for _, count in self.first_stages)])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files that a run writes beside its metrics and pictures.
+
+    Attributes:
+        neighbours: length of each query's list in `nn_reranked.pkl`: the re-ranked candidates and further images of the
+            search, junk among them, each with its similarity. Another experiment reads the file as `Files.shortlists`.
+            0 = no file.
+        trec: also write rankings and right answers in TREC's formats, into the folder `trec`.
+    """
+
+    neighbours: int = 0
+    trec: bool = False
+
+    def __post_init__(self):
+        check_types(self)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment; the seed and the run folder are given when it runs.
+
+    Attributes:
+        model: the re-ranker.
+        reranking: how shortlists are re-ranked.
+        outputs: further files.
+        data: the benchmark.
+        extractor: of the descriptors.
+        sampling: of the training lists.
+        training: of the re-ranker.
+        files: descriptors that were extracted before; None = the extractor makes them.
+        embedder: run folder of `experiments.embed`, whose trained network the extractor uses.
+        embedder_lr_scale: learning rate of the vision model over that of the re-ranker; 0 = it is not trained.
+        settings: arguments of registered encoders and re-rankers by their names, where they differ from the defaults.
+    """
+
+    model: Model = field(default_factory=Model)
+    reranking: Reranking = field(default_factory=Reranking)
+    outputs: Outputs = field(default_factory=Outputs)
+    data: Data = field(default_factory=Data)
+    extractor: Extractor = field(default_factory=Extractor)
+    sampling: Sampling = field(default_factory=Sampling)
+    training: Training = field(default_factory=Training)
+    files: Files | None = None
+    embedder: str | None = None
+    embedder_lr_scale: float = 0.0
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_types(self)
+        if not 0 <= self.embedder_lr_scale <= 1:
+            raise ValueError(f"Experiment.embedder_lr_scale = {self.embedder_lr_scale} must be in [0, 1].")
+        if self.embedder_lr_scale and not self.model.learned:
+            raise ValueError(f"'{self.model.method}' has no weights; leave Experiment.embedder_lr_scale out.")
+        if self.embedder_lr_scale and self.sampling.views > 1:
+            raise ValueError("Sampling.views need fixed descriptors; leave Experiment.embedder_lr_scale at 0.")
+        if self.embedder:
+            embedder_metrics(Path(self.embedder))
+            weights = str(Path(self.embedder) / WHOLE)
+            object.__setattr__(self, "extractor", replace(self.extractor, weights=weights))
+        if self.files and self.trains and not self.files.train_global:
+            raise ValueError(
+                "Experiment.files have no descriptors of training images; give Files.train_global and train_local, or "
+                "Model.checkpoint."
+            )
+        if self.files and (self.embedder_lr_scale or self.sampling.views > 1):
+            raise ValueError(
+                "The descriptors of Experiment.files are fixed; leave Experiment.embedder_lr_scale and Sampling.views "
+                "out."
+            )
+        if self.outputs.neighbours and self.outputs.neighbours < self.reranking.depth:
+            raise ValueError(
+                f"Outputs.neighbours = {self.outputs.neighbours} are fewer than the {self.reranking.depth} candidates; "
+                "give more."
+            )
+        plan(self)
+
+    @property
+    def trains(self) -> bool:
+        """Whether a re-ranker is trained."""
+        return self.model.learned and not self.model.checkpoint
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return the arguments of a registered encoder or re-ranker."""
+        return dict(self.settings.get(name, {}))
+
+
+def embedder_metrics(folder: Path) -> dict:
+    """Read the metrics of a finished run of `experiments.embed`.
+
+    Raises:
+        ValueError: the run has not finished.
+    """
+    try:
+        return json.loads((folder / "metrics.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(
+            f"'{folder}' is not a finished run of experiments.embed; give its --out folder, or let it finish first."
+        ) from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that follow from the settings.
+
+    Attributes:
+        depth: length of the shortlists.
+        pass_size: K of one pass.
+        layout: of the sequence of one pass.
+        positions: rows of the position table: tokens of the longest list, in training or in evaluation.
+        tokens_a_list: tokens of a list, which bound how many lists are read at a time; more where a cascade reads more
+            than the model does.
+    """
+
+    depth: int
+    pass_size: int
+    layout: ListLayout
+    positions: int
+    tokens_a_list: float
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Return the sizes that follow from an experiment's settings."""
+    reranking = experiment.reranking
+    in_training, _ = experiment.sampling.sizes(reranking.pass_size)
+    count = (experiment.files or experiment.extractor).locals_per_image
+    layout = ListLayout(count + 1 + experiment.model.global_token, 1 + reranking.pass_size)
+    longest = (1 + max(reranking.pass_size, in_training)) * layout.block
+    return Plan(
+        depth=reranking.depth,
+        pass_size=reranking.pass_size,
+        layout=layout,
+        positions=max(longest, experiment.model.min_positions),
+        tokens_a_list=layout.tokens * (reranking.depth / reranking.candidates),
+    )

@@ -1,0 +1,261 @@
+"""Train a re-ranker on images: training lists, the training, and an ensemble chosen on held-out classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from locore.checkpoints import native
+from locore.checkpoints.native import Trained
+from locore.datasets import Benchmark, ImageSet, Relevance, Subset
+from locore.descriptors import Extractor
+from locore.descriptors.augment import AnyView, View
+from locore.descriptors.cross_fit import WHOLE
+from locore.descriptors.online import OnlineTable
+from locore.descriptors.table import Rows, SearchedTable
+from locore.evaluation.search import Search
+from locore.metrics.suites import MetricLearning
+from locore.pipeline.build import LearnedReranker, batch_of_lists, build_reranker, describe
+from locore.pipeline.settings import LISTWISE, Experiment, Model, Reranking, plan
+from locore.report import pictures
+from locore.reranking import Ensemble, Reranker
+from locore.reranking.reranker import rerankers
+from locore.reranking.weights_file import WEIGHTS
+from locore.retrieval import search as search_neighbours
+from locore.training.init import whiten
+from locore.training.lists import Lists, Sampling, fit_reranker
+from locore.training.loop import Training
+from locore.utils import distributed
+from locore.utils.timing import Stages
+
+HELD_OUT = 0.1  # share of the training classes that validates, or as many classes as make one list
+VALIDATION_QUERIES = 500
+ROWS = 10_000  # rows of a neighbour file at a time
+WHITENED = 20_000  # images that a whitening is estimated from
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The result of a training.
+
+    Attributes:
+        model: the re-ranker; None = none was trained.
+        ensemble: with the global similarity, chosen on held-out classes; None = not asked for.
+        extractor: the one whose network was trained with the re-ranker; None = it was not.
+    """
+
+    model: LearnedReranker | None
+    ensemble: Ensemble | None
+    extractor: Extractor | None
+
+
+def train_reranker(
+    reranker: str,
+    images: ImageSet,
+    extractor: Extractor,
+    folder: str | Path,
+    candidates: int = 24,
+    training: Training | None = None,
+    sampling: Sampling | None = None,
+    size: str = "mini",
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> LearnedReranker:
+    """Train a re-ranker on labelled images, resuming an interrupted training in `folder`.
+
+    Args:
+        reranker: name of a registered sequence encoder, such as "mamba", or of a learned re-ranker, such as "ames".
+        images: training images with their classes; a tenth of the classes validates.
+        extractor: of the descriptors.
+        folder: of the checkpoints and of the finished `model.safetensors`, which `locore.load` reads.
+        candidates: K of the lists.
+        training: settings of the loop; None = the defaults.
+        sampling: of the lists; None = the defaults.
+        size: named size of the encoder or re-ranker.
+        settings: further arguments of the encoder or re-ranker.
+        seed: of the weights at the start and of everything random.
+
+    Returns:
+        The re-ranker with its best weights.
+
+    Raises:
+        ValueError: an unknown name, or images that are too few for lists of so many candidates.
+    """
+    learned = reranker in rerankers.available()
+    model = Model(method=reranker, size=size) if learned else Model(LISTWISE, backbone=reranker, size=size)
+    experiment = Experiment(
+        model=model,
+        reranking=Reranking(candidates=candidates, ensemble=False),
+        extractor=extractor,
+        sampling=sampling or Sampling(),
+        training=training or Training(),
+        settings={reranker: dict(settings or {})},
+    )
+    found = learn(experiment, images, Path(folder), seed, Stages()).model
+    assert found is not None  # the experiment trains
+    return found.eval()
+
+
+def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, stage: Stages) -> Learned:
+    """Train the re-ranker of an experiment, resuming an interrupted training in `folder`.
+
+    Args:
+        experiment: the settings.
+        images: the training images.
+        folder: of checkpoints and weights.
+        seed: of the weights at the start and of everything random.
+        stage: times the stages.
+    """
+    if not experiment.trains:
+        raise ValueError(f"'{experiment.model.method}' has nothing to train; give a learned re-ranker.")
+    with stage("training descriptors"):
+        train: SearchedTable
+        if experiment.files:
+            train, made_by = experiment.files.training(images), np.zeros(len(images), dtype=np.int64)
+        else:
+            train, made_by = describe(experiment, images, in_training=True)
+        views = range(1, experiment.sampling.views)
+        others = [describe(experiment, View(images, number), in_training=True)[0] for number in views]
+    with stage("training lists"):
+        lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
+    experiment.training.check_monitor(validation.metrics(None))
+    model = build_reranker(experiment, seed)
+    if experiment.model.whitening is not None:
+        known = len(lists.descriptors)
+        some = torch.linspace(0, known - 1, min(known, WHITENED)).long()
+        whiten(model.projections(lists.descriptors[some]), experiment.model.whitening)
+    if others:
+        rows = torch.from_numpy(fitted.indices)
+        lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))
+    embedder, device = None, distributed.device()
+    if experiment.embedder_lr_scale:
+        embedder = experiment.extractor.embedder().to(device)
+        lists = replace(lists, descriptors=OnlineTable(embedder, experiment.extractor, fitted))
+
+    def described_now() -> Search:
+        if not embedder:
+            return validation
+        table = OnlineTable(embedder, experiment.extractor, validating).all()
+        return replace(validation, queries=table, gallery=table)
+
+    def validate() -> dict[str, float]:
+        reranked = _rerank_pass(experiment, described_now(), model)
+        return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
+
+    with stage("training"):
+        scale = experiment.embedder_lr_scale
+        state = fit_reranker(model.to(device), lists, experiment.training, validate, folder, seed, embedder, scale)
+    stage.seconds["training"] = round(state["seconds"], 1)
+    extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
+    if distributed.first():
+        pictures.training(folder / "training.png", state["history"])
+        if embedder:
+            embedder.save(folder / WHOLE)
+        trained = None
+        if not experiment.files:
+            own = extractor or experiment.extractor
+            own = replace(own, weights=_absolute(own.weights), detector=_absolute(own.detector))
+            trained = Trained(own, plan(experiment).pass_size)
+        native.save(model, folder / WEIGHTS, trained)
+    distributed.wait()
+    ensemble = None
+    if experiment.reranking.ensemble and experiment.reranking.alpha is None:
+        with stage("ensemble"):
+            ensemble = choose_ensemble(experiment, described_now(), model)
+    return Learned(model, ensemble, extractor)
+
+
+def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble:
+    """Choose the best ensemble on a search that validates, with as many candidates as one pass has."""
+    found = _rerank_pass(experiment, validation, model)
+    main = validation.suite.main
+    return Ensemble.fit(
+        found.similarities, found.comparable_scores(), lambda order: validation.metrics(order)[main].mean()
+    )
+
+
+def _rerank_pass(experiment: Experiment, search: Search, model: Reranker):
+    """Re-rank as many candidates as one pass has."""
+    return search.rerank(model, plan(experiment).pass_size, batch_of_lists(experiment, model), distributed.device())
+
+
+def _absolute(name: str) -> str:
+    """Return a file by its absolute path, for readers in other folders; what is not a file stays as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_file() else name
+
+
+def neighbours_within(neighbours: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
+    """Select, for some images, the nearest neighbours that are among these images too, without the image itself.
+
+    Args:
+        neighbours: (N, topk) neighbours of all images, -1 for none.
+        rows: (M,) the images.
+        depth: number of neighbours of each.
+
+    Returns:
+        (M, depth) places in `rows`.
+
+    Raises:
+        ValueError: an image has too few.
+    """
+    place = np.full(len(neighbours), -1)
+    place[rows] = np.arange(len(rows))
+    found = np.full((len(rows), depth), -1)
+    for start in range(0, len(rows), ROWS):  # a file may hold a thousand neighbours of each of a million images
+        part = slice(start, start + ROWS)
+        near = np.where(neighbours[rows[part]] < 0, -1, place[neighbours[rows[part]]])
+        near[near == np.arange(len(rows))[part, None]] = -1
+        first = np.argsort(near < 0, axis=1, kind="stable")[:, :depth]
+        found[part, : first.shape[1]] = np.take_along_axis(near, first, axis=1)
+    fewest = int((found >= 0).sum(axis=1).min())
+    if fewest < depth:
+        raise ValueError(
+            f"Files.train_neighbours leave an image only {fewest} neighbours among the training images, and {depth} "
+            "are needed; lower Sampling.candidates or Sampling.depth, or leave the file out to search them."
+        )
+    return found
+
+
+def _training_lists(
+    experiment: Experiment, descriptors: SearchedTable, images: ImageSet, made_by: np.ndarray
+) -> tuple[Lists, Search, Subset, Subset]:
+    """Return lists of nine tenths of the classes, a search over the others that validates, and the images of both."""
+    labels, reranking = images.labels, experiment.reranking
+    known, counts = np.unique(labels[made_by == 0], return_counts=True)
+    order = np.random.default_rng(0).permutation(len(known))
+    classes, sums = known[order], np.cumsum(counts[order])
+    fewest = int(np.searchsorted(sums, reranking.candidates, side="right")) + 1
+    held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
+    rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    count, depth = experiment.sampling.sizes(reranking.pass_size)
+    given = experiment.files.training_neighbours(images) if experiment.files else None
+    neighbours = (
+        np.empty((len(rows), depth), dtype=np.int64) if given is None else neighbours_within(given, rows, depth)
+    )
+    for maker in np.unique(made_by) if given is None else ():
+        own = np.flatnonzero(made_by[rows] == maker)
+        if len(own) <= depth:
+            raise ValueError(
+                f"{len(labels)} training images are too few to train and to validate with lists from {depth} "
+                "neighbours; lower Reranking.candidates or Sampling.depth, or add classes."
+            )
+        vectors = np.asarray(descriptors.global_matrix[rows[own]], dtype=np.float32)
+        neighbours[own] = own[search_neighbours(vectors, vectors, depth, np.arange(len(own))).indices]
+    held = Rows(descriptors, torch.from_numpy(others))
+    every = np.arange(len(others))
+    answers = Relevance.from_labels(labels[others], labels[others], every)
+    for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
+        answers.positive[row] = np.empty(0, dtype=np.int64)  # is no query
+    validating = images.subset(others)
+    benchmark = Benchmark(
+        "validation", None, validating, validating, {"all": answers}, every, MetricLearning((1,)), validation=True
+    )
+    validation = Search.build(benchmark, held, held, reranking.candidates)
+    lists = Lists(Rows(descriptors, torch.from_numpy(rows)), neighbours, labels[rows], count, experiment.sampling)
+    return lists, validation, images.subset(rows), validating

@@ -1,0 +1,1 @@
+"""What a re-ranker does with a list: order, transitivity, attribution, synthetic lists."""

@@ -1,0 +1,44 @@
+"""Rankings and right answers as TREC's evaluation tools read them (trec_eval, ir-measures, ranx)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from torch import Tensor
+
+from locore.datasets.benchmark import Benchmark
+from locore.evaluation.search import Search, reordered
+from locore.utils.files import write_text
+
+DEPTH = 1000  # places of a ranking
+
+
+def write_trec(
+    folder: Path, protocol: str, searched: Search, orders: dict[str, Tensor | None], benchmark: Benchmark
+) -> None:
+    """Write `<protocol>.qrels` and of each method `<protocol>.<method>.run`; images that do not count are left out.
+
+    Args:
+        orders: (Q, K) places of each method; None = as searched.
+    """
+    name = protocol.replace("*", "-star")
+    queries, gallery = ([_word(n) for n in images.names] for images in (benchmark.queries, benchmark.gallery))
+    lines = [
+        f"{queries[row]} 0 {gallery[image]} 1" for row in searched.rows for image in searched.answers.positive[row]
+    ]
+    write_text(folder / f"{name}.qrels", "\n".join(lines) + "\n")
+    for method, order in orders.items():
+        indices, junk = (reordered(x, order) for x in (searched.neighbours.indices, searched.junk))
+        lines = [
+            f"{queries[row]} Q0 {gallery[image]} {place} {-place} {method}"
+            for row, found, ignored in zip(searched.rows, indices, junk, strict=True)
+            for place, image in enumerate(found[~ignored][:DEPTH], start=1)
+        ]
+        write_text(folder / f"{name}.{method}.run", "\n".join(lines) + "\n")
+
+
+def _word(name: str) -> str:
+    """A name with %20 for the spaces that part TREC's columns, so that different names stay different."""
+    return re.sub(r"[\s%]", lambda found: quote(found[0]), name)

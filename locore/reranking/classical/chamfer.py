@@ -1,0 +1,21 @@
+"""Chamfer similarity of local descriptors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from locore.reranking.classical._matching import chamfer
+from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+
+
+@rerankers.register("chamfer")
+@dataclass(frozen=True)
+class Chamfer:
+    """Mean over the query's locals of the similarity to the nearest of the candidate's."""
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by chamfer similarity."""
+        return Ranking.by(only_present(chamfer(shortlist.query, shortlist.candidates), shortlist.present))

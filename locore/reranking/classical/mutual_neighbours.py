@@ -1,0 +1,29 @@
+"""Matches of local descriptors that are each other's nearest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from locore.reranking.classical._matching import local_similarities, mutual
+from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+
+
+@rerankers.register("mutual_neighbours")
+@dataclass(frozen=True)
+class MutualNeighbours:
+    """Sum of the similarities of locals that are each other's nearest.
+
+    Attributes:
+        min_similarity: similarity of a match at least.
+    """
+
+    min_similarity: float = 0.0
+
+    @torch.inference_mode()
+    def rerank(self, shortlist: Shortlist) -> Ranking:
+        """Candidates by the sum over their matches."""
+        similarities = local_similarities(shortlist.query, shortlist.candidates)
+        matched = mutual(similarities) & (similarities >= self.min_similarity)
+        return Ranking.by(only_present((similarities * matched).sum(dim=(2, 3)), shortlist.present))

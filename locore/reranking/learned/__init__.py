@@ -1,0 +1,1 @@
+"""Published rivals that learn, one a file, under the names of their published weights."""

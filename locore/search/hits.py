@@ -1,0 +1,128 @@
+"""The hits of anyone's search, re-ranked: images in, an order out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backbones.registry import suggest
+from locore.checkpoints import native
+from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.image_cache import Picture, describe_cached
+from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
+from locore.reranking.pairwise import without_weights
+from locore.reranking.reranker import Reranker, Shortlist, describe_mismatch, rerankers
+from locore.reranking.weights_file import WEIGHTS
+from locore.reranking.windows import Windows
+
+PHOTOS: dict[str, Any] = {
+    "image_size": 224,
+    "pooling": "gem",
+    "local_stage": 3,
+    "grid": 7,
+}  # of an extractor without a download
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One of the images that were given.
+
+    Attributes:
+        index: its place among them.
+        score: the re-ranker's; None where it gives an order alone.
+    """
+
+    index: int
+    score: float | None
+
+
+def rerank(
+    query: Picture, hits: Sequence[Picture], reranker: str | Path | Reranker, extractor: Extractor | None = None
+) -> list[Hit]:
+    """Re-rank the hits of a search, the best first.
+
+    Args:
+        query: an image or its file.
+        hits: likewise, in the order in which they were found; more than a list-wise model was trained on go through it
+            in windows.
+        reranker: a run folder, the name of a re-ranker without weights ("geometric", "chamfer", …), or a re-ranker: who
+            asks many queries loads it once, and gives its extractor.
+        extractor: of the descriptors; None = the one that the run was trained with, or without weights one for photos.
+            Descriptors are kept on disk, by what is in an image.
+
+    Raises:
+        ValueError: there is no such re-ranker, it reads other descriptors, or an image cannot be read.
+    """
+    if isinstance(hits, str | Path):
+        raise ValueError(f"hits are a list of images or of their files, not '{hits}'.")
+    if not len(hits):
+        return []
+    model, extractor, size = load_with_extractor(reranker, extractor)
+    found = describe_cached([query, *hits], extractor)
+    return rerank_described(model, size, found[torch.tensor([0])], found[torch.arange(1, len(found))])
+
+
+def rerank_described(model: Reranker, size: int | None, query: Descriptors, hits: Descriptors) -> list[Hit]:
+    """Re-rank hits by their descriptors.
+
+    Args:
+        size: K of the windows that longer lists go through; None = the re-ranker reads any.
+        query: of one image, (1, …).
+        hits: (K, …).
+
+    Raises:
+        ValueError: the re-ranker reads other descriptors.
+    """
+    if other := describe_mismatch(model, hits):
+        raise ValueError(f"The re-ranker reads {other}; give its extractor.")
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
+    shortlist = Shortlist.gather(query, torch.tensor([0]), hits, torch.arange(len(hits))[None], device)
+    if size and size < len(hits):
+        model = Windows(model, size, max(size // 2, 1))
+    ranking = model.rerank(shortlist)
+    order = ranking.order[0].tolist()
+    scores = [None] * len(hits) if ranking.scores is None else ranking.scores[0].tolist()
+    return [Hit(index, scores[index]) for index in order]
+
+
+def load_with_extractor(
+    reranker: str | Path | Reranker, extractor: Extractor | None = None
+) -> tuple[Reranker, Extractor, int | None]:
+    """The re-ranker, the extractor of what it reads, and the K of its windows, None = it reads lists of any length.
+
+    Args:
+        see `rerank`, as for errors.
+    """
+    untrained = without_weights()
+    if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
+        if str(reranker) not in untrained:
+            near = suggest(str(reranker), untrained)
+            raise ValueError(f"'{reranker}' is no run folder, and no re-ranker without weights{near}")
+        return rerankers.create(str(reranker)), extractor or Extractor(**PHOTOS), None
+    if isinstance(reranker, str | Path):
+        reranker = Path(reranker).expanduser()
+        if (reranker / "metrics.json").exists() and not (reranker / WEIGHTS).exists():
+            raise ValueError(f"'{reranker}' is a run without weights; give the name of its re-ranker instead.")
+        model = native.load(reranker)
+        if extractor:
+            return model, extractor, _longest(model, extractor)
+        trained = native.trained_on(reranker)
+        return model, trained.extractor, trained.candidates if isinstance(model, ListwiseReranker) else None
+    if isinstance(reranker, nn.Module) and extractor is None:
+        raise ValueError("A re-ranker with weights reads the descriptors that it was trained on; give the extractor.")
+    extractor = extractor or Extractor(**PHOTOS)
+    return reranker, extractor, _longest(reranker, extractor)
+
+
+def _longest(model: object, extractor: Extractor) -> int | None:
+    """How many candidates a list-wise model has positions for."""
+    if not isinstance(model, ListwiseReranker) or model.embedding.positions == "none":
+        return None
+    rows = model.embedding.position.num_embeddings - FIRST_ROW
+    block = 1 if model.embedding.positions == "segment" else model.embedding.layout(extractor.locals_per_image, 1).block
+    return max(rows // block - 1, 1)

@@ -1,0 +1,112 @@
+"""An index of a folder of photos: descriptors of all of them in one file, which grows as photos are added."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from locore.datasets.folder import SUFFIXES
+from locore.descriptors import Descriptors, Extractor
+from locore.descriptors.image_cache import open_image
+from locore.utils.files import atomic, cache_folder
+from locore.utils.progress import track
+
+SAVED = 2048  # photos described between two writings of the file
+
+
+@dataclass(frozen=True)
+class Index:
+    """Photos that can be searched.
+
+    Attributes:
+        names: (N,) paths below the folder.
+        descriptors: of them.
+        unreadable: path and reason of what is left out.
+    """
+
+    names: list[str]
+    descriptors: Descriptors
+    unreadable: dict[str, str]
+
+    def nearest(self, query: Descriptors, count: int) -> tuple[Tensor, Tensor]:
+        """Of the photos most similar to one query (1, …) by global descriptors, best first: (count,) similarities, and
+        their places."""
+        similarities = self.descriptors.global_descriptor.float() @ query.global_descriptor[0].float()
+        return similarities.topk(min(count, len(self.names)))
+
+
+def index(folder: Path, extractor: Extractor) -> Index:
+    """The index of a folder and all below it; what was described before, and has not changed, is not again.
+
+    Raises:
+        ValueError: there is no such folder, or no photo in it that can be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"No folder of photos at '{folder}'.")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    versions = {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    file = cache_folder() / "indexes" / f"{name}-{extractor.fingerprint}.npz"
+    known = {n: d for n, (version, d) in _read(file).items() if versions.get(n) == version}
+    new, unsaved = [n for n in versions if n not in known], 0
+    unreadable: dict[str, str] = {}
+    for part, failed in _described(folder, new, extractor):
+        known |= part
+        unreadable |= failed
+        unsaved += len(part)
+        if unsaved >= SAVED:
+            _write(file, known, versions)
+            unsaved = 0
+    names = sorted(known)
+    if not names:
+        raise ValueError(f"'{folder}' has no photo that can be read.")
+    if new:
+        _write(file, known, versions)
+    return Index(names, Descriptors.stack([known[n] for n in names]), unreadable)
+
+
+def _described(
+    folder: Path, names: list[str], extractor: Extractor
+) -> Iterator[tuple[dict[str, Descriptors], dict[str, str]]]:
+    """A batch at a time, descriptors of each photo, and why others have none."""
+    if not names:
+        return
+    for start in track(range(0, len(names), extractor.batch_size), "indexing"):
+        images, failed = {}, {}
+        for name in names[start : start + extractor.batch_size]:
+            try:
+                name.encode()
+                images[name] = open_image(folder / name)
+            except UnicodeEncodeError:
+                failed[repr(name)] = "its name is no UTF-8; rename it"
+            except ValueError as error:
+                failed[name] = str(error)
+        if images:
+            found = extractor.describe(list(images.values()))
+            yield {name: found[row] for row, name in enumerate(images)}, failed
+        else:
+            yield {}, failed
+
+
+def _write(file: Path, known: dict[str, Descriptors], versions: dict[str, tuple[int, int]]) -> None:
+    names = sorted(known)
+    together = Descriptors.stack([known[name] for name in names])
+    with atomic(file) as temporary, open(temporary, "wb") as opened_file:
+        np.savez(opened_file, names=names, versions=np.array([versions[n] for n in names]), **together.arrays())  # type: ignore[arg-type]
+
+
+def _read(file: Path) -> dict[str, tuple[tuple[int, int], Descriptors]]:
+    """Version and descriptors of each photo that is in the file; nothing where it is missing or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            names, versions = arrays["names"].tolist(), arrays["versions"].tolist()
+            together = Descriptors.from_arrays(arrays)
+        rows = enumerate(zip(names, versions, strict=True))
+        return {name: (tuple(version), together[row]) for row, (name, version) in rows}
+    except Exception:  # a damaged zip fails in many ways
+        return {}

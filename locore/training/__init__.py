@@ -1,0 +1,1 @@
+"""The training loop, training lists, trained global descriptors, and how models start."""

@@ -1,0 +1,210 @@
+"""Training lists: which images are queries, which candidates they get, and the loss of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbones.settings import check_types
+from locore.descriptors.ames_files import on_disk
+from locore.descriptors.embedder import Embedder
+from locore.descriptors.table import Descriptors, DescriptorTable
+from locore.reranking.listwise import ListwiseReranker
+from locore.reranking.pairwise import PairwiseReranker
+from locore.reranking.reranker import Shortlist
+from locore.training.loop import Training, Validate
+from locore.utils import distributed
+from locore.utils.prefetch import ahead
+
+Batch = tuple[Shortlist, Tensor]  # lists, and the labels (B, K) of their candidates
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the lists of a training are drawn from the neighbours of each image.
+
+    Attributes:
+        candidates: K of a training list; None = as many as a pass of the re-ranker reads.
+        depth: number of neighbours that candidates are drawn from, anew each time; None = as many as candidates.
+        min_positives: positives in a list at least, as far as its neighbours hold so many.
+        max_positives: positives in a list at most; None = no limit.
+        shuffle: put candidates in random order (supplement, section A); False = nearest first, as in evaluation.
+        views: views of each image, one of which is drawn for a list: the image itself and random changes of it.
+        token_dropout: share of the local descriptors that is masked, drawn anew for every image.
+        label_smoothing: see `torch.nn.functional.cross_entropy`.
+    """
+
+    candidates: int | None = None
+    depth: int | None = None
+    min_positives: int = 0
+    max_positives: int | None = None
+    shuffle: bool = True
+    views: int = 1
+    token_dropout: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_types(self)
+        if self.max_positives is not None and self.max_positives < self.min_positives:
+            raise ValueError(
+                f"Sampling.max_positives {self.max_positives} is less than Sampling.min_positives {self.min_positives}."
+            )
+        if self.views < 1:
+            raise ValueError(f"Sampling.views = {self.views} must be at least 1, the image itself.")
+        for name in ("token_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"Sampling.{name} = {getattr(self, name)} must be in [0, 1).")
+
+    def sizes(self, reranked: int) -> tuple[int, int]:
+        """Return K and the depth for a re-ranker that reads `reranked` candidates in a pass."""
+        count = self.candidates or reranked
+        if self.depth and self.depth < count:
+            raise ValueError(f"Sampling.depth {self.depth} is less than the {count} candidates that are drawn from it.")
+        return count, self.depth or count
+
+    def draw(self, right: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draw the candidates of a list.
+
+        Args:
+            right: (depth,) bool, which of the neighbours are positives.
+            count: number of candidates.
+            random: source of randomness.
+
+        Returns:
+            (count,) places among the neighbours.
+        """
+        places = random.permutation(len(right))
+        drawn = int(right[places[:count]].sum())
+        most = count if self.max_positives is None else self.max_positives
+        # The negatives that there are bound it from below, the positives that there are from above.
+        wanted = max(min(max(drawn, self.min_positives), most, int(right.sum()), count), count - int((~right).sum()))
+        chosen = np.concatenate([places[right[places]][:wanted], places[~right[places]][: count - wanted]])
+        return random.permutation(chosen) if self.shuffle else np.sort(chosen)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Training lists: each image is a query, its candidates are drawn from its nearest neighbours.
+
+    Attributes:
+        descriptors: of N images.
+        neighbours: (N, depth) neighbours of each image.
+        labels: (N,) classes.
+        candidates: K of a list.
+        sampling: how candidates are drawn.
+    """
+
+    descriptors: DescriptorTable
+    neighbours: np.ndarray
+    labels: np.ndarray
+    candidates: int
+    sampling: Sampling = Sampling()
+
+    def batch(self, step: int, size: int, seed: int, device: torch.device) -> Batch:
+        """Return the lists of a step; with several processes, the share of this one.
+
+        Every image is a query once an epoch, and its candidates are drawn anew.
+        """
+        count, random = len(self.labels), np.random.default_rng((seed, step, 1))
+        rows = np.array(
+            [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]
+        )
+        right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
+        places = np.stack([self.sampling.draw(each, self.candidates, random) for each in right])
+        rows, places, right = (distributed.share(each) for each in (rows, places, right))
+        candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
+        shortlist = Shortlist.gather(
+            self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(candidates), device
+        )
+        return shortlist, torch.from_numpy(labels.astype(np.int64)).to(device)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the queries in an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class Joint(nn.Module):
+    """A re-ranker and the vision model of the descriptors that it reads, trained together."""
+
+    def __init__(self, reranker: ListwiseReranker | PairwiseReranker, embedder: Embedder):
+        super().__init__()
+        self.reranker, self.embedder = reranker, embedder
+
+    def forward(self, shortlist: Shortlist) -> Tensor:
+        return self.reranker(shortlist)
+
+    def train(self, mode: bool = True) -> Joint:
+        super().train(mode)
+        self.embedder.eval()  # batch norm keeps its statistics
+        return self
+
+
+def fit_reranker(
+    model: ListwiseReranker | PairwiseReranker,
+    lists: Lists,
+    training: Training,
+    validate: Validate,
+    folder: Path,
+    seed: int,
+    embedder: Embedder | None = None,
+    embedder_lr_scale: float = 0.0,
+) -> dict:
+    """Train a re-ranker on lists; result and errors as `Training.fit`.
+
+    Args:
+        model: the re-ranker, on its device.
+        lists: the training lists.
+        training: settings of the loop.
+        validate: returns the validation metrics by name.
+        folder: of the checkpoints.
+        seed: of everything that is random.
+        embedder: the vision model of the lists' descriptors, trained as well (RRT's second setting: Tan et al. 2021,
+            section 4); None = descriptors stay as they are.
+        embedder_lr_scale: learning rate of the embedder over that of the re-ranker.
+    """
+    if isinstance(model, ListwiseReranker):
+        model.encoder.gradient_checkpointing = training.gradient_checkpointing
+    trained: nn.Module = model
+    groups = None
+    if embedder:
+        trained = Joint(model, embedder)
+        groups = [
+            {"params": list(model.parameters()), "scale": 1.0},
+            {"params": list(embedder.parameters()), "scale": embedder_lr_scale},
+        ]
+    device, sampling = distributed.device(), lists.sampling
+    # Lists from disk are read ahead, and wait for a GPU in the memory of the computer.
+    read, waiting = (ahead, torch.device("cpu")) if on_disk(lists.descriptors) else (map, device)
+
+    def batches(first: int) -> Iterable[Batch]:
+        return read(lambda step: lists.batch(step, training.batch_size, seed, waiting), range(first, training.steps))
+
+    def losses(wrapped: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        for part, labels in _parts(*batch, training.grad_accumulation_steps):
+            part, labels = part.to(device), labels.to(device)
+            if sampling.token_dropout:
+                query, candidates = (_dropped(d, sampling.token_dropout) for d in (part.query, part.candidates))
+                part = replace(part, query=query, candidates=candidates)
+            yield model.loss(wrapped(part), labels, sampling.label_smoothing) / training.grad_accumulation_steps
+
+    return training.fit(trained, batches, losses, validate, folder, seed, groups)
+
+
+def _dropped(descriptors: Descriptors, share: float) -> Descriptors:
+    """Mask a random share of the local descriptors."""
+    return replace(descriptors, mask=descriptors.mask & (torch.rand_like(descriptors.weight) >= share))
+
+
+def _parts(shortlist: Shortlist, labels: Tensor, count: int) -> Iterator[Batch]:
+    """Cut a batch into equal parts."""
+    for rows in torch.arange(len(labels), device=labels.device).chunk(count):
+        part = Shortlist(shortlist.similarities[rows], shortlist.query[rows], shortlist.candidates[rows])
+        yield part, labels[rows]

@@ -1,0 +1,94 @@
+"""Weights in safetensors files, with what else the file is to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from locore.utils.files import atomic
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "state")  # in which people save a state dict
+
+
+def of(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict as a file can take it."""
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def save(module: nn.Module, path: Path, **metadata: str) -> None:
+    """Write a module's weights, atomically; errors as `write`."""
+    write(path, of(module), **metadata)
+
+
+def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
+    """Write a file of safetensors, atomically.
+
+    Raises:
+        OSError: there is no room, or it cannot be written.
+    """
+    with atomic(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata or None)
+        except SafetensorError as error:
+            raise OSError(
+                f"'{path}' cannot be written ({error}); make room, and run the same command again."
+            ) from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, and what else it says.
+
+    Raises:
+        FileNotFoundError: there is none. SafetensorError: it is damaged.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """What is in a file of safetensors or of torch.save, also of a training checkpoint or of a model in parallel.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is damaged, or no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return read(path)[0]
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's restricted loader fails in many ways at what it does not know
+        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
+    while isinstance(found, dict) and (wrapper := next((w for w in WRAPPERS if isinstance(found.get(w), dict)), None)):
+        found = found[wrapper]
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in found.items()):
+        raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load a state dict whole.
+
+    Raises:
+        ValueError: tensors are missing, left over, of the wrong shape or not finite; the message lists them.
+    """
+    wanted = module.state_dict()
+    wrong = {
+        "missing": [name for name in wanted if name not in tensors],
+        "left over": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+        "not finite": [name for name, value in tensors.items() if not value.isfinite().all()],
+    }
+    if any(wrong.values()):
+        lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        raise ValueError(f"The tensors of '{source}' do not fit its model: {lists}.")
+    module.load_state_dict(tensors)

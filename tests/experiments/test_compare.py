@@ -1,0 +1,251 @@
+"""One table from several runs: finished ones are not run again, a failing one is named."""
+
+import csv
+import re
+import sys
+
+import numpy as np
+import pytest
+from small_inputs import QUICK, write_glyphs
+
+from experiments import compare
+from experiments._config import read_experiment, same_run
+from experiments._profiling import costs
+from locore.metrics.bootstrap import interval
+from locore.report import pareto, tables
+from locore.report.differences import differences, of_the_first
+from locore.report.results import BoardResults, BoardRun
+
+
+@pytest.fixture
+def arguments(tmp_path, cache):
+    lines = [*QUICK, f"folder.path = '{write_glyphs(tmp_path / 'images')}'"]
+    files = []
+    for name, backbone in (("good", "query_attention"), ("bad", "transformer")):
+        path = tmp_path / f"{name}.gin"
+        path.write_text(f"Model.backbone = '{backbone}'\n")
+        files.append(str(path))
+    settings = [part for line in lines for part in ("--set", line)]
+    return [*files, "--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), *settings]
+
+
+def results(folder) -> BoardResults:
+    return BoardResults.read(folder)
+
+
+def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypatch, capsys):
+    run, commands = compare._run, []
+
+    def watched(command):
+        commands.append(command)
+        if "bad.gin" in command[command.index("--gin") + 1]:
+            return run([sys.executable, "-c", "import sys; sys.exit('error: it broke')"])
+        return run(command)
+
+    monkeypatch.setattr(compare, "_run", watched)
+    assert compare.main(arguments) == 1
+    assert len(commands) == 2
+    table = (tmp_path / "results" / "table.md").read_text()
+    found = results(tmp_path / "results").runs["good", 0]
+    assert "| bad, seed 0 |" in table and "error: it broke" in table
+    assert f"{found.metrics['protocols']['all']['reranked']['mAP@R']:.1f}" in table and "| oracle |" in table
+    assert (tmp_path / "results" / "table.csv").read_text().startswith("protocol,,parameters,R@1")
+    assert (tmp_path / "results" / "table.png").stat().st_size > 1000
+    compare.main(arguments)
+    assert len(commands) == 3  # only the failed one again
+    compare.main([*arguments, "--set", "Training.steps = 7"])
+    assert len(commands) == 5  # another configuration: both
+    assert results(tmp_path / "results").runs["good", 0].config != found.config
+
+
+def test_a_table_for_each_board_with_what_a_list_costs(arguments, tmp_path):
+    for name, queries in (("few", 9), ("many", 12)):
+        (tmp_path / f"{name}.gin").write_text(f"folder.max_queries = {queries}\n")
+    untrained = []
+    for name in ("chamfer", "superglobal"):
+        untrained.append(str(tmp_path / f"{name}.gin"))
+        (tmp_path / f"{name}.gin").write_text(f"Model.method = '{name}'\nReranking.ensemble = False\n")
+    on = ["--on", *(str(tmp_path / f"{name}.gin") for name in ("few", "many"))]
+    folder = tmp_path / "results"
+    rows = [arguments[0], *untrained, *arguments[2:]]
+    assert compare.main([*rows, *on, "--costs", "--latex", "--seeds", "0", "1"]) == 0
+    for name, queries in (("few", 9), ("many", 12)):
+        board = results(folder / name)
+        # What is not trained has one seed.
+        assert set(board.runs) == {("chamfer", 0), ("good", 0), ("good", 1), ("superglobal", 0)}
+        assert board.runs["good", 1].metrics["protocols"]["all"]["queries"] == queries
+        assert len(board.runs["good", 1].queries["all"]["mAP@R"]) == queries
+        measured = board.costs
+        assert all(cost["ms"] > 0 for cost in measured.values())
+        assert measured["good"]["gflops"] > 0 and measured["chamfer"]["gflops"] is None
+        assert measured["chamfer"]["stored"] == measured["good"]["stored"] == 4 * 1280 + 2 * 4 * (5 + 112)
+        assert measured["superglobal"]["stored"] == 4 * 1280  # which reads no locals
+        assert f"{measured['good']['stored']:,}" in (folder / name / "table.md").read_text()
+        with open(folder / name / "table.csv", newline="") as file:
+            table = {row[""]: row for row in csv.DictReader(file)}
+        points = [(measured[row]["ms"], float(table[row]["mAP@R"].split()[0]), row) for row in measured]
+        for ms, quality, row in points:  # to the digit that is shown
+            beaten = any(m < ms and q > quality for m, q, _ in points)
+            assert not (beaten and table[row]["front"])
+        assert any(table[row]["front"] == "yes" for row in measured)
+        assert (folder / name / "table.tex").read_text().startswith("% all\n\\begin{tabular}")
+    assert (folder / "pareto.png").stat().st_size > 1000
+
+
+def test_files_joined_by_a_plus_are_one_row(arguments, tmp_path):
+    (tmp_path / "short.gin").write_text("Training.steps = 2\n")
+    row = f"{arguments[0]}+{tmp_path / 'short.gin'}"
+    assert compare.main([row, *arguments[2:]]) == 0
+    assert set(results(tmp_path / "results").runs) == {("good+short", 0)}
+
+
+def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("it broke")
+
+    monkeypatch.setattr(costs, "side_by_side", broken)
+    assert compare.main([arguments[0], *arguments[2:], "--costs"]) == 1
+    assert "were not measured: it broke" in capsys.readouterr().err
+    assert "| good |" in (tmp_path / "results" / "table.md").read_text()
+    monkeypatch.setattr(compare, "_run", lambda _: "it broke")
+    assert compare.main([arguments[1], *arguments[2:], "--costs"]) == 1
+    assert "| bad, seed 0 |" in (tmp_path / "results" / "table.md").read_text()
+
+
+def test_the_front_is_what_nothing_else_beats():
+    random = np.random.default_rng(0)
+    points = [(float(ms), float(quality), str(n)) for n, (ms, quality) in enumerate(random.integers(0, 9, (60, 2)))]
+    front = pareto.pareto_front(points)
+    for ms, quality, name in points:
+        beaten = any((m <= ms and q >= quality) and (m, q) != (ms, quality) for m, q, _ in points)
+        assert ((ms, quality) in [p[:2] for p in front]) != beaten, name
+    assert len({p[:2] for p in front}) == len(front)
+
+
+def test_every_machine_is_named_with_its_rows():
+    protocols = {"all": {"queries": 3}}
+    run = {"protocols": protocols, "candidates": 9, "benchmark": "b", "machine": "a CPU", "commit": "c"}
+    rows = {"one": [run, run], "two": [run]}
+    assert "Machine: a CPU. Commits: c." in tables.made(rows, "command")
+    rows["two"] = [run, {**run, "machine": "a GPU"}]
+    assert "Machine: a CPU (one, two); a GPU (two). Commits: c." in tables.made(rows, "command")
+
+
+def test_seconds_of_different_machines_are_not_averaged():
+    protocols = {"all": {"shown": ["R@1"], **{key: {"R@1": 1.0} for key in ("global", "reranked", "oracle")}}}
+    run = {"protocols": protocols, "parameters": 0, "latency_ms": 1.0, "peak_memory_mb": 1}
+    slow, fast = ({**run, "machine": m, "seconds": {"training": s}} for m, s in (("a CPU", 1340.0), ("a GPU", 61.0)))
+    slower = {**slow, "seconds": {"training": 1360.0}}
+    _, one, other, _ = tables.rows({"one": [slow, slower], "other": [slow, fast]}, {}, "all")
+    assert one["training s"] == "1350 ± 14" and other["training s"] == "1340 / 61"
+
+
+def test_published_numbers_stand_beside_their_rows(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text('table,row,"theirs, %"\nresults,global,12.3\nresults,one,45.6\nother,one,78.9\n')
+    published = tables.read_reference(path, "results")
+    protocols = {"all": {"shown": ["R@1"], **{key: {"R@1": 1.0} for key in ("global", "reranked", "oracle")}}}
+    run = {
+        "protocols": protocols,
+        "parameters": 0,
+        "seconds": {},
+        "latency_ms": 1.0,
+        "peak_memory_mb": 1,
+        "machine": "m",
+    }
+    table = tables.rows({"one": [run], "two": [run]}, {}, "all", reference=published)
+    assert [(row[""], row["theirs, %"]) for row in table] == [
+        ("global", "12.3"),
+        ("one", "45.6"),
+        ("two", ""),
+        ("oracle", ""),
+    ]
+    path.write_text("row\none\n")
+    with pytest.raises(ValueError, match="columns table and row"):
+        tables.read_reference(path, "results")
+
+
+def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "results"
+    assert compare.main([arguments[0], *arguments[2:], "--seeds", "0", "1"]) == 0
+    before = {name: (folder / name).read_text() for name in ("table.md", "table.csv")}
+    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    assert compare.main(["--finished", "--results", str(folder)]) == 0
+    after = {name: (folder / name).read_text() for name in before}
+    assert after["table.csv"] == before["table.csv"]
+    assert after["table.md"].split("Command:")[0] == before["table.md"].split("Command:")[0]
+    capsys.readouterr()
+    assert compare.main(["good", "bad", "--finished", "--results", str(folder)]) == 0
+    assert "bad: left out" in capsys.readouterr().err
+    assert compare.main(["bad", "--finished", "--results", str(folder)]) == 2
+    assert "has no run of these rows" in capsys.readouterr().err
+    assert compare.main(["--finished"]) == 2
+    assert "needs --results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "queries.npz"])
+def test_damaged_results_are_named(arguments, tmp_path, capsys, name):
+    assert compare.main([arguments[0], *arguments[2:]]) == 0
+    path = tmp_path / "results" / name
+    path.write_bytes(path.read_bytes()[:100])
+    assert compare.main(["--finished", "--results", str(tmp_path / "results")]) == 2
+    assert "are damaged" in capsys.readouterr().err
+
+
+def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default():
+    (_, config), (_, other) = (
+        read_experiment(["gin/mamba.gin"], lines, seed=0) for lines in ([], ["Training.ema_decay = 0.5"])
+    )
+    line = re.compile(r"^Training\.ema_decay = .*\n", re.MULTILINE)
+    assert len(line.findall(config)) == 1
+    older = line.sub("", config)
+    assert same_run(config, config) and same_run(config, older)
+    assert not same_run(other, older) and not same_run(older, config)
+    assert not same_run(config, older.replace("# seed 0", "# seed 1"))
+
+
+def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    (tmp_path / "bad.gin").write_text("Extractor.image_size = 48\n")
+    lines = [arguments.index(part) for part in arguments if part == "Extractor.image_size = 32"]
+    del arguments[lines[0] - 1 : lines[0] + 1]
+    assert compare.main(arguments) == 2
+    assert "'bad' and 'good' differ in Extractor.image_size: 48 and 96" in capsys.readouterr().err
+
+
+def test_two_backbones_are_compared_on_the_same_queries():
+    shown, groups = ["R@1"], np.array(["a", "a", "b", "b", "c", "c"])
+
+    def run(*values):
+        return BoardRun("row", "", {}, {"all": {"class": groups, "R@1": np.array(values, float)}})
+
+    finished = {"one": [run(1, 1, 1, 1, 0, 0), run(1, 1, 1, 1, 1, 1)], "other": [run(0, 0, 1, 1, 0, 0)]}
+    pairs = differences(finished, shown, "all")
+    low, high = interval(100 * np.array([1, 1, 0, 0, 0.5, 0.5]), groups)
+    assert pairs == [{"first": "one", "second": "other", "R@1": f"+50.0 [{low:+.1f}, {high:+.1f}]"}]
+    assert f"| other | {pairs[0]['R@1']} |" in of_the_first(pairs)
+    assert of_the_first(differences({"one": finished["one"]}, shown, "all")) == ""
+    third = differences({**finished, "third": finished["other"]}, shown, "all")
+    assert [(p["first"], p["second"]) for p in third] == [("one", "other"), ("one", "third"), ("other", "third")]
+    assert "other less" not in of_the_first(third)
+
+
+def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    assert compare.main([*arguments, "--set", "Model.size = 'tinny'"]) == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err
+
+
+def test_a_table_in_latex():
+    table = [{"": "global", "R@1": "60.0"}, {"": "query_attention", "R@1": "61.0 ± 0.5", "share": "50%"}]
+    expected = [
+        r"\begin{tabular}{lrr}",
+        r"\hline",
+        r" & R@1 & share \\",
+        r"\hline",
+        r"global & 60.0 &  \\",
+        r"query\_attention & 61.0 $\pm$ 0.5 & 50\% \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
+    assert tables.latex(table).split("\n") == expected

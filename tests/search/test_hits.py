@@ -1,0 +1,113 @@
+"""The hits of a search in, an order out."""
+
+import pytest
+import torch
+from PIL import Image
+from small_inputs import QUICK, write_glyphs
+
+import locore
+from experiments.run import main
+from locore.checkpoints import native
+from locore.datasets import benchmarks
+from locore.descriptors import Extractor
+from locore.reranking import Shortlist, Windows
+from locore.reranking.classical.chamfer import Chamfer
+
+SMALL = Extractor(image_size=32, local_stage=3, grid_size=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_glyphs(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def pictures(root):
+    gallery = benchmarks.create("folder", path=str(root)).gallery
+    return [root / gallery.names[i] for i in range(9)]
+
+
+def test_hits_are_ordered_as_the_re_ranker_does(pictures):
+    described = SMALL.describe([Image.open(path) for path in pictures])
+    rows = torch.arange(1, 9)[None]
+    expected = Chamfer().rerank(Shortlist.gather(described, torch.tensor([0]), described, rows))
+    found = locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    assert [hit.index for hit in found] == expected.order[0].tolist()
+    torch.testing.assert_close(torch.tensor([h.score for h in found]), expected.scores[0][expected.order[0]])
+    assert locore.rerank(pictures[0], [], "chamfer", SMALL) == []
+
+
+def test_an_image_is_described_once(pictures, monkeypatch):
+    first = locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL)
+    described = []
+    monkeypatch.setattr(Extractor, "describe", lambda self, images: described.extend(images))
+    again = locore.rerank(str(pictures[0]), [str(path) for path in pictures[1:]], Chamfer(), SMALL)
+    assert again == first and not described
+
+
+def test_an_image_in_memory_is_its_file_and_what_is_damaged_is_described_anew(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path))
+    opened = [Image.open(path) for path in pictures]
+    first = locore.rerank(opened[0], opened[1:], Chamfer(), SMALL)
+    for kept in tmp_path.rglob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:200])
+    assert locore.rerank(opened[0], opened[1:], Chamfer(), SMALL) == first
+    assert locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL) == first
+
+
+def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
+    lines = [*QUICK, f"folder.path = '{root}'", "Reranking.ensemble = False"]
+    arguments = [part for line in lines for part in ("--set", line)]
+    assert main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(tmp_path / "run")]) == 0
+    found = locore.rerank(pictures[0], pictures[1:], tmp_path / "run")
+    described = SMALL.describe([Image.open(path) for path in pictures])
+    model = locore.load(tmp_path / "run")
+    expected = model.rerank(Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 9)[None]))
+    assert [hit.index for hit in found] == expected.order[0].tolist()
+    assert locore.rerank(pictures[0], pictures[1:], model, SMALL) == found
+    # More than the eight that it was trained on go through it in windows.
+    files = sorted(root.rglob("*.png"))[:20]
+    longer = locore.rerank(files[0], files[1:], tmp_path / "run")
+    described = SMALL.describe([Image.open(path) for path in files])
+    lists = Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 20)[None])
+    assert [hit.index for hit in longer] == Windows(model, 8, 4).rerank(lists).order[0].tolist()
+    assert longer[0].score is None
+    # A file of weights without what it was trained on is read with the extractor that is given.
+    model.trained = None
+    native.save(model, tmp_path / "alone" / "model.safetensors")
+    assert locore.rerank(pictures[0], pictures[1:], tmp_path / "alone", SMALL) == found
+    with pytest.raises(ValueError, match="give the extractor"):
+        locore.rerank(pictures[0], pictures[1:], tmp_path / "alone")
+    with pytest.raises(ValueError, match="give the extractor"):
+        locore.rerank(pictures[0], pictures[1:], model)
+    with pytest.raises(ValueError, match="local_dim 112, these have 40"):
+        locore.rerank(pictures[0], pictures[1:], model, Extractor(image_size=32, local_stage=2, grid_size=2))
+
+
+def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
+    embedder = SMALL.embedder()
+    embedder.save(tmp_path / "old" / "embedder.safetensors")
+    extractor = Extractor(image_size=32, weights=str(tmp_path / "old" / "embedder.safetensors"))
+    model = locore.ListwiseReranker("query_attention", 8, 8)
+    native.save(model, tmp_path / "old" / "model.safetensors", native.Trained(extractor, 24))
+    assert native.trained_on(tmp_path / "old") == native.Trained(extractor, 24)
+    native.load(tmp_path / "old").save_pretrained(tmp_path / "again")
+    assert native.trained_on(tmp_path / "again") == native.Trained(extractor, 24)
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = native.trained_on(tmp_path / "new").extractor
+    assert found.weights == str(tmp_path / "new" / "embedder.safetensors")
+    native.load(tmp_path / "new").save_pretrained(tmp_path / "again")
+    assert native.trained_on(tmp_path / "again").extractor == found
+
+
+def test_what_is_wrong_is_said(pictures, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'chamfer'"):
+        locore.rerank(pictures[0], pictures[1:], "chamfre")
+    with pytest.raises(ValueError, match="no re-ranker without weights"):
+        locore.rerank(pictures[0], pictures[1:], "ames")
+    with pytest.raises(ValueError, match="Cannot read the image 'None'"):
+        locore.rerank(pictures[0], [None], "chamfer", SMALL)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"Cannot read the image '.*broken.png'"):
+        locore.rerank(pictures[0], [tmp_path / "broken.png"], "chamfer", SMALL)
+    assert len(locore.rerank(pictures[0], pictures[1:2], "chamfer", SMALL)) == 1

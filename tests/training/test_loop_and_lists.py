@@ -1,0 +1,175 @@
+"""Training: resumed it ends bit by bit as unbroken, and it stops where it cannot go on."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_lists import TRAINING, lists
+
+from locore.reranking import ListwiseReranker, Shortlist
+from locore.training.lists import Sampling, _dropped, _parts, fit_reranker
+from locore.training.loop import Training
+
+
+def model() -> ListwiseReranker:
+    torch.manual_seed(0)
+    settings = {"width": 32, "depth": 1, "heads": 2}
+    return ListwiseReranker("mamba", 12, 20, max_positions=64, settings=settings, dropout=0.1)
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(folder, training=TRAINING, killed_after=None):
+    folder.mkdir(exist_ok=True)
+    count = 0
+
+    def validate():
+        nonlocal count
+        count += 1
+        if count == killed_after:
+            raise Killed
+        return {"mAP@R": float(count)}
+
+    trained = model()
+    fit_reranker(trained, lists(), training, validate, folder, seed=3)
+    return trained.state_dict()
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resumed_training_ends_bitwise_as_unbroken(tmp_path, average):
+    training = replace(TRAINING, ema_decay=average)
+    unbroken = fit(tmp_path / "unbroken", training)
+    with pytest.raises(Killed):
+        fit(tmp_path / "broken", training, killed_after=2)
+    resumed = fit(tmp_path / "broken", training)
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
+
+
+def test_the_average_of_the_weights_is_what_its_formula_says(tmp_path):
+    steady = replace(TRAINING, schedule="constant", validate_every=1)
+    first, second, third = (fit(tmp_path / f"{n}", replace(steady, steps=n)) for n in (1, 2, 3))
+    averaged = fit(tmp_path / "averaged", replace(steady, steps=3, average=0.75))
+    for name, value in averaged.items():
+        expected = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * third[name]
+        torch.testing.assert_close(value, expected)
+
+
+def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path):
+    start, whole = model().state_dict(), fit(tmp_path / "whole", replace(TRAINING, steps=1))
+    assert any(not torch.equal(start[name], value) for name, value in whole.items())
+    once = ListwiseReranker("mamba", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
+    gradients = []
+    for parts in (1, 2):
+        once.load_state_dict(start)
+        once.zero_grad()
+        shortlist, labels = lists().batch(0, 4, 3, torch.device("cpu"))
+        for part, part_labels in _parts(shortlist, labels, parts):
+            (ListwiseReranker.loss(once(part), part_labels) / parts).backward()
+        gradients.append(once.head.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_every_image_asks_once_an_epoch_and_candidates_are_shuffled():
+    table = lists()
+    numbered = replace(table.descriptors, weight=torch.arange(30.0)[:, None].expand(-1, 4))
+    table = replace(table, descriptors=numbered)
+    asked, orders = [], []
+    for step in range(6):
+        shortlist, labels = table.batch(step, 5, 0, torch.device("cpu"))
+        rows = shortlist.query.weight[:, 0].long().numpy()
+        candidates = shortlist.candidates.weight[..., 0].long().numpy()
+        asked += rows.tolist()
+        assert (np.sort(candidates) == np.sort(table.neighbours[rows])).all()
+        assert (labels.numpy() == (table.labels[candidates] == table.labels[rows][:, None])).all()
+        orders.append((candidates != table.neighbours[rows]).any())
+    assert sorted(asked) == list(range(30)) and all(orders)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "positives"),
+    [
+        (Sampling(), range(0, 7)),
+        (Sampling(min_positives=3), range(3, 7)),
+        (Sampling(max_positives=1), range(0, 2)),
+        (Sampling(min_positives=2, max_positives=2), range(2, 3)),
+        (Sampling(min_positives=9), range(6, 7)),  # there are only so many
+        (Sampling(max_positives=0), range(2, 3)),  # and only so many others
+    ],
+)
+def test_lists_are_drawn_with_as_many_positives_as_asked(sampling, positives):
+    random = np.random.default_rng(0)
+    many = sampling.most == 0
+    right = np.array([True] * 6 + [False] * (6 if many else 30))
+    seen, counts = set(), set()
+    for _ in range(300):
+        places = sampling.draw(right, 8, random)
+        assert len(places) == len(set(places)) == 8
+        counts.add(int(right[places].sum()))
+        seen |= set(places.tolist())
+    assert counts <= set(positives) and seen >= set(np.flatnonzero(~right).tolist())
+
+
+def test_lists_that_are_not_shuffled_keep_the_order_of_the_neighbours():
+    random, right = np.random.default_rng(0), np.arange(12) % 3 == 0
+    places = [Sampling(shuffle=False, min_positives=2).draw(right, 8, random) for _ in range(50)]
+    assert all((np.diff(each) > 0).all() for each in places) and len({tuple(each) for each in places}) > 10
+    assert any((np.diff(Sampling().draw(right, 8, random)) < 0).any() for _ in range(5))
+
+
+def test_token_dropout_masks_about_that_share_and_never_changes_the_lists():
+    torch.manual_seed(0)
+    descriptors = Shortlist.random(50, 1, 40, 4, 4).query
+    kept = _dropped(descriptors, 0.3)
+    assert 0.65 < float(kept.mask.float().mean()) < 0.75 and bool(descriptors.mask.all())
+    assert torch.equal(kept.local, descriptors.local)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_rises_then_follows_its_schedule(schedule):
+    training = Training(steps=100, warmup_steps=10, schedule=schedule, learning_rate=1.0)
+    assert training.rate(0) == pytest.approx(0.1) and training.rate(10) == pytest.approx(1.0)
+    assert training.rate(55) == pytest.approx({"constant": 1.0, "linear": 0.5, "cosine": 0.5}[schedule])
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    poisoned = lists()
+    poisoned.descriptors.local[0] = float("nan")
+    with pytest.raises(ValueError, match=r"lower Training\.learning_rate"):
+        fit_reranker(model(), poisoned, replace(TRAINING, batch_size=30), lambda: {"mAP@R": 0.0}, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other model"])
+def test_a_damaged_checkpoint_is_said(tmp_path, damage):
+    fit(tmp_path)
+    last = tmp_path / "last.safetensors"
+    if damage == "cut":
+        last.write_bytes(last.read_bytes()[:1000])
+        other = model()
+    else:
+        other = ListwiseReranker("rwkv", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
+    with pytest.raises(ValueError, match="damaged or another model's"):
+        fit_reranker(other, lists(), TRAINING, lambda: {"mAP@R": 0.0}, tmp_path, seed=3)
+
+
+def test_wrong_options_are_said():
+    for options, words in (
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "fp8"}, "Known: no, bf16"),
+        ({"batch": 5, "accumulation": 2}, "equal parts"),
+        ({"steps": 0}, "at least 1"),
+        ({"accumulation": 0}, "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Training(**options)
+    for options, words in (
+        ({"fewest": 3, "most": 1}, "less than"),
+        ({"token_dropout": 1.0}, "must be in"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Sampling(**options)
+    assert Sampling(depth=50).sizes(24) == (24, 50) and Sampling(candidates=10).sizes(24) == (10, 10)
+    with pytest.raises(ValueError, match="less than the 24 candidates"):
+        Sampling(depth=9).sizes(24)

@@ -1,0 +1,56 @@
+"""Files that are whole or absent."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from safetensors import SafetensorError
+
+from locore.utils import safetensors
+from locore.utils.files import UMASK, atomic
+
+
+def test_a_file_can_be_read_by_those_whom_the_user_allows(tmp_path):
+    path = tmp_path / "folder" / "weights"
+    with atomic(path) as temporary:
+        temporary.touch(mode=0o600)  # as safetensors does
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~UMASK
+
+
+def test_what_is_broken_off_leaves_what_was_there(tmp_path):
+    path = tmp_path / "weights"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["weights"]
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path):
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, alive = tmp_path / f".w[1].{int(process.stdout)}.tmp", tmp_path / ".w[1].1.tmp"
+    other = tmp_path / f".v.{int(process.stdout)}.tmp"
+    for path in (dead, alive, other):
+        path.touch()
+    with atomic(tmp_path / "w[1]") as temporary:
+        temporary.touch()
+    assert not dead.exists() and alive.exists() and other.exists()
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full_too(*_, **__):
+        raise SafetensorError("I/O error")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"There is no room left for '.*w'; make some"), atomic(tmp_path / "w") as path:
+        path.write_text("much")
+    monkeypatch.setattr(safetensors, "save_file", full_too)
+    with pytest.raises(OSError, match=r"w' cannot be written \(I/O error\); make room"):
+        safetensors.write(tmp_path / "w", {})
+    assert not list(tmp_path.iterdir())
