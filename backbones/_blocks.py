@@ -13,10 +13,15 @@ SLICE = 512  # tokens
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x to a context.
+    """Multi-head attention of tokens to a context.
 
-    Query and key projections start equal, with weights of variance 1/width: then a token attends to its like from the
-    first step. Started apart, training from random weights stays at the base rate for thousands of lists.
+    Query and key projections start equal, with weights of variance 1/width: a token then attends to similar tokens from
+    the first step. With independent projections, training from random weights stays at the base rate for thousands of
+    lists.
+
+    Args:
+        width: D.
+        heads: attention heads; D must be a multiple of it.
     """
 
     def __init__(self, width: int, heads: int):
@@ -29,7 +34,16 @@ class Attention(nn.Module):
         self.key.load_state_dict(self.query.state_dict())
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, M, D), context (B, N, D), mask broadcastable to (B, heads, M, N), True = seen, or None -> (B, M, D)."""
+        """Attend from x to the context.
+
+        Args:
+            x: (B, M, D).
+            context: (B, N, D).
+            mask: broadcastable to (B, heads, M, N), True = may be attended to; None = all.
+
+        Returns:
+            (B, M, D).
+        """
         query, key, value = (
             project(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project, t in ((self.query, x), (self.key, context), (self.value, context))
@@ -38,22 +52,29 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm, linear, GELU, linear, beside a residual."""
+    """Layer norm, linear, GELU and linear, with a residual."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.norm, self.widen, self.narrow = nn.LayerNorm(width), nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Transform each token: (B, T, D) -> (B, T, D)."""
         return in_slices(lambda part: part + self.narrow(F.gelu(self.widen(self.norm(part)))), x)
 
 
 def in_slices(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors) for what each token does by itself, tensors (B, T, ...) -> (B, T, D).
+    """Apply a function that transforms each token by itself.
 
-    Where no gradient is wanted, a slice of tokens at a time: what lies between stays in the processor's cache and is
-    never held for the whole list. With a gradient all of it has to be kept anyway.
+    Without gradients, a slice of tokens at a time: intermediate values stay in the processor's cache and are never held
+    for the whole list. With gradients all of them have to be kept anyway.
+
+    Args:
+        function: of tensors (rows, ...), returns (rows, D).
+        tensors: (B, T, ...) each.
+
+    Returns:
+        (B, T, D).
     """
     if torch.is_grad_enabled() or tensors[0].device.type != "cpu":
         return function(*tensors)
@@ -65,15 +86,17 @@ def in_slices(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def key_mask(mask: Tensor) -> Tensor | None:
-    """(B, N) real tokens as an attention mask (B, 1, 1, N); None where all are real, which keeps the fastest kernel."""
+    """Turn real tokens (B, N) into an attention mask (B, 1, 1, N); None if all are real, which keeps the fastest
+    kernel.
+    """
     return None if bool(mask.all()) else mask[:, None, None, :]
 
 
 def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x (B, T, D) with the masked tokens' content replaced by zero (also where it is not finite)."""
+    """Replace the content of masked tokens in x (B, T, D) by zero, also where it is not finite."""
     return torch.where(mask[:, :, None], x, x.new_zeros(()))
 
 
 def full_precision(*tensors: Tensor) -> Any:
-    """The tensors as float32 (float64 stays): a recurrence over thousands of tokens loses too much in bfloat16."""
+    """Convert tensors to float32 (float64 stays): a recurrence over thousands of tokens loses too much in bfloat16."""
     return [t if t.dtype == torch.float64 else t.float() for t in tensors]

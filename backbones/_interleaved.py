@@ -1,5 +1,4 @@
-"""Uni-directional query attention (supplement, section B.2), the stack that interleaves it with a recurrent layer, and
-the encoder `query_attention`: the stack with no recurrent layer, which shows what the recurrence adds."""
+"""Uni-directional query attention (supplement, section B.2), and the stack that interleaves it with another layer."""
 
 from __future__ import annotations
 
@@ -13,10 +12,15 @@ from backbones.encoder import ListLayout, SequenceEncoder
 
 
 class QueryAttention(nn.Module):
-    """Transformer block in which every candidate token attends to the query block's tokens, and to nothing else.
+    """Transformer block in which every candidate token attends to the tokens of the query block, and to nothing else.
 
-    The query block (and batch padding) passes through unchanged. A candidate's distance from the query makes no
+    The query block and batch padding pass through unchanged. The distance of a candidate from the query makes no
     difference, so the block by itself is equivariant to the order of the candidates.
+
+    Args:
+        width: D.
+        heads: attention heads.
+        inner: width of the feed-forward layer.
     """
 
     def __init__(self, width: int, heads: int, inner: int):
@@ -25,7 +29,16 @@ class QueryAttention(nn.Module):
         self.attention, self.feed_forward = Attention(width, heads), FeedForward(width, inner)
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
-        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
+        """Fuse the query into the candidates.
+
+        Args:
+            tokens: (B, T', D).
+            layout: where the query block is.
+            mask: (B, T') bool, True = real; None = all are real.
+
+        Returns:
+            (B, T', D).
+        """
         query, candidates, padding = tokens.tensor_split((layout.block, layout.tokens), dim=1)
         seen = None if mask is None else key_mask(mask[:, layout.query])
         fused = candidates + self.attention(self.attention_norm(candidates), self.attention_norm(query), seen)
@@ -33,22 +46,22 @@ class QueryAttention(nn.Module):
 
 
 class InterleavedEncoder(SequenceEncoder):
-    """Recurrent layers with query attention after some of them, then a layer norm.
+    """Layers of one kind with query attention after some of them, then a layer norm.
 
     Args:
         width: D.
-        depth: layers.
-        recurrent_layer: makes one recurrent layer, (tokens, layout, mask) -> tokens; None = the identity.
-        query_attention_layers: the layers (from 0) that query attention follows; None = all.
-        heads: attention heads.
-        expansion: feed-forward width over D, both of query attention.
+        depth: number of layers.
+        mixer_layer: makes one layer, (tokens, layout, mask) -> tokens; None = the identity.
+        query_attention_layers: the layers, from 0, that query attention follows; None = all.
+        heads: attention heads of query attention.
+        expansion: feed-forward width of query attention over D.
     """
 
     def __init__(
         self,
         width: int,
         depth: int,
-        recurrent_layer: Callable[[], nn.Module] | None,
+        mixer_layer: Callable[[], nn.Module] | None,
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
         expansion: float = 4,
@@ -60,8 +73,8 @@ class InterleavedEncoder(SequenceEncoder):
             raise ValueError(f"query_attention_layers {sorted(chosen)} must lie in 0 … {depth - 1}.")
         self.layers = nn.ModuleList()
         for i in range(depth):
-            if recurrent_layer:
-                self.layers.append(recurrent_layer())
+            if mixer_layer:
+                self.layers.append(mixer_layer())
             if i in chosen:
                 self.layers.append(QueryAttention(width, heads, int(width * expansion)))
         self.norm = nn.LayerNorm(width)

@@ -1,8 +1,8 @@
-"""What every sequence encoder must pass: one call, for ours and for yours.
+"""Rules that every sequence encoder must pass, checked by one call.
 
 from backbones.conformance import check_backbone
 check_backbone("mamba")                      # a registered name
-check_backbone(lambda: MyEncoder(width=64))  # or anything that makes one
+check_backbone(lambda: MyEncoder(width=64))  # or a function that makes one
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class ConformanceError(AssertionError):
 
 
 def check_backbone(backbone: str | Callable[[], SequenceEncoder]) -> None:
-    """Hold an encoder to every rule of the contract.
+    """Check an encoder against every rule of the contract.
 
     Args:
         backbone: a registered name, or a function without arguments that makes an encoder.
 
     Raises:
-        ConformanceError: all broken rules, one a line.
+        ConformanceError: lists all broken rules, one a line.
     """
     make = (lambda: create(backbone)) if isinstance(backbone, str) else backbone
     make()  # a wrong name or setting is no broken rule
@@ -54,7 +54,7 @@ def check_backbone(backbone: str | Callable[[], SequenceEncoder]) -> None:
 
 
 def rule(function):
-    """Mark a function as a rule."""
+    """Register a function as a rule."""
     RULES.append(function)
     return function
 
@@ -66,12 +66,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def lists(encoder: SequenceEncoder, layout: ListLayout, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Random tokens and a mask in which every token is real."""
+    """Return random tokens and a mask in which every token is real."""
     return torch.randn(batch, layout.tokens, encoder.hidden_size), torch.ones(batch, layout.tokens, dtype=torch.bool)
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """Largest difference; infinite where either is not finite."""
+    """Return the largest difference; infinite if either is not finite."""
     difference = float((a - b).detach().abs().max())
     return difference if math.isfinite(difference) else math.inf
 
@@ -215,7 +215,7 @@ def state_dict(make) -> None:
 
 @rule
 def dtypes(make) -> None:
-    """Weights and tokens in another precision go through and come out in it."""
+    """Weights and tokens in another precision are accepted, and the output has it too."""
     layout = LAYOUTS[3]
     for dtype in (torch.float64, torch.bfloat16):
         encoder = make().to(dtype).eval()
@@ -245,7 +245,7 @@ def autocast(make) -> None:
 
 
 class _Allocated(TorchDispatchMode):
-    """Adds up the bytes of every tensor that an operator makes; a view or a tensor changed in place is none."""
+    """Add up the bytes of every tensor that an operator makes; views and tensors changed in place do not count."""
 
     total = 0
 
@@ -260,7 +260,9 @@ class _Allocated(TorchDispatchMode):
 
 @rule
 def memory(make) -> None:
-    """Twice the tokens an image make about twice the bytes, not four times (inside a fused kernel it cannot look)."""
+    """Twice the tokens in an image make about twice the bytes, not four times; memory inside a fused kernel is not
+    seen.
+    """
     made = []
     for block in (256, 512):
         encoder, layout = make(), ListLayout(block, 4)

@@ -1,4 +1,4 @@
-"""The contract of a sequence encoder, and the layout that tells it what a token is."""
+"""The contract of a sequence encoder, and the layout that says what each token is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class ListLayout:
-    """A list as a sequence: one block of `block` tokens an image, the query's first, SEP last in each block.
+    """A list as a sequence: one block of tokens for each image, the query's first, SEP last in each block.
 
     Attributes:
         block: S, tokens an image.
@@ -40,19 +40,19 @@ class ListLayout:
         return slice(0, self.block)
 
     def sep(self, device: torch.device | str | None = None) -> Tensor:
-        """(T,) bool: the SEP of every block."""
+        """Return (T,) bool, True at the SEP of every block."""
         return torch.arange(self.tokens, device=device) % self.block == self.block - 1
 
     def image_of_token(self, device: torch.device | str | None = None) -> Tensor:
-        """(T,) long: 0 for the query's tokens, 1 … K for the candidates'."""
+        """Return (T,) long: 0 for the query's tokens, 1 … K for the candidates'."""
         return torch.arange(self.tokens, device=device) // self.block
 
 
 class SequenceEncoder(nn.Module, ABC):
-    """Reads a query and all its candidates as one sequence. Implementations are held to `backbones.conformance`.
+    """Reads a query and all its candidates as one sequence; `backbones.conformance` checks the contract.
 
     Attributes:
-        hidden_size: D, the width of the tokens that it takes and gives.
+        hidden_size: D, the width of the tokens that it takes and returns.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
     """
 
@@ -73,7 +73,7 @@ class SequenceEncoder(nn.Module, ABC):
         """
 
     def run(self, layer: nn.Module, *inputs) -> Tensor:
-        """layer(*inputs), recomputed in the backward pass if `gradient_checkpointing` is set."""
+        """Apply a layer, recomputed in the backward pass if `gradient_checkpointing` is set."""
         if self.gradient_checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)

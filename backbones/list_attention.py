@@ -1,4 +1,4 @@
-"""Self-attention over the whole list instead of the recurrent layer of `mamba` and `rwkv`, with query attention."""
+"""Attention over the whole list in place of the recurrent layer of `mamba` and `rwkv`, with query attention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from backbones.registry import register
 
 
 class ListAttention(nn.Module):
-    """One residual layer: every token attends to every token of the list, behind a layer norm."""
+    """One residual layer in which every token attends to every token of the list, after a layer norm."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
-        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
+        """Attend over the list: tokens (B, T', D), mask (B, T') or None if all are real -> (B, T', D)."""
         normed = self.norm(tokens)
         return tokens + self.attention(normed, normed, None if mask is None else key_mask(mask))
 
@@ -31,12 +31,12 @@ class ListAttention(nn.Module):
     base={"width": 768, "depth": 16, "heads": 12, "expansion": 2},
 )
 class ListAttentionEncoder(InterleavedEncoder):
-    """The stack of `mamba` and `rwkv` with attention over the list as its first half: time quadratic in T.
+    """The stack of `mamba` and `rwkv` with attention over the list as its mixer; time quadratic in T.
 
     Args:
         width: D.
-        depth: layers.
-        heads: attention heads of both.
+        depth: number of layers.
+        heads: attention heads, of the list's and of query attention.
         expansion: feed-forward width over D.
     """
 

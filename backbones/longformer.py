@@ -13,7 +13,7 @@ from backbones.registry import register
 
 
 class LongformerAttention(nn.Module):
-    """Window attention with global tokens; rows of global tokens have projections of their own and see everything."""
+    """Window attention with global tokens, which have projections of their own and attend to every token."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -24,16 +24,16 @@ class LongformerAttention(nn.Module):
         self.query_global, self.key_global, self.value_global = (nn.Linear(width, width) for _ in range(3))
         self.output = nn.Linear(width, width)
         nn.init.uniform_(self.query.weight, -((3 / width) ** 0.5), (3 / width) ** 0.5)
-        # Equal queries and keys at the start, see backbones._blocks.Attention; the global ones are copies, as published.
+        # Equal queries and keys at the start, see backbones._blocks.Attention; global ones are copies, as published.
         for other in (self.key, self.query_global, self.key_global):
             other.load_state_dict(self.query.state_dict())
         self.value_global.load_state_dict(self.value.state_dict())
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
-        """x (B, T, D) -> (B, T, D), before the output projection."""
+        """Attend within windows: x (B, T, D) -> (B, T, D), before the output projection."""
 
         def heads(*projections: nn.Linear) -> tuple[Tensor, ...]:
-            """One product for several projections; each as (B, heads, T, d)."""
+            """Compute several projections in one product; each as (B, heads, T, d)."""
             weight, bias = (torch.cat([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
             projected = F.linear(x, weight, bias).unflatten(-1, (len(projections), self.heads, -1))
             return projected.permute(2, 0, 3, 1, 4).unbind(0)

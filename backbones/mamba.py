@@ -20,7 +20,7 @@ from backbones.registry import register
 
 
 class Direction(nn.Module):
-    """What each direction of a bidirectional Mamba has for itself: convolution, step, state matrix and skip."""
+    """Parameters of one direction of a bidirectional Mamba: convolution, step, state matrix and skip."""
 
     def __init__(self, channels: int, state: int, kernel: int):
         super().__init__()
@@ -38,12 +38,12 @@ class Direction(nn.Module):
 
 
 def mix(directions: Sequence[Any], x: Tensor, mask: Tensor | None) -> Tensor:
-    """Convolve and scan in every direction, the second from the end to the start, and add up.
+    """Convolve and scan in every direction, the second from the end to the start, and sum.
 
     Args:
-        directions: a `Direction` each.
+        directions: the parameters of each.
         x: (B, T, channels), zero where masked.
-        mask: (B, T) or None = all real.
+        mask: (B, T) bool, True = real; None = all are real.
 
     Returns:
         (B, T, channels), in float32 unless x is float64.
@@ -84,7 +84,7 @@ class BidirectionalMamba(nn.Module):
         self.out_proj = nn.Linear(channels, width, bias=False)
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
-        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
+        """Mix along the sequence: tokens (B, T', D), mask (B, T') or None if all are real -> (B, T', D)."""
         # Two products rather than one cut in halves: the kernels want their tokens side by side in memory.
         normed = self.norm(tokens)
         inner, gate = (F.linear(normed, weight) for weight in self.in_proj.weight.chunk(2))
@@ -104,13 +104,13 @@ class Mamba(InterleavedEncoder):
 
     Args:
         width: D.
-        depth: layers.
-        query_attention_layers: those that query attention follows, None = all.
+        depth: number of layers.
+        query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
-        state: N.
+        state: N, states a channel.
         kernel: taps of the convolution.
         mixer_expansion: Mamba channels over D.
-        expansion: query attention's feed-forward width over D.
+        expansion: feed-forward width of query attention over D.
     """
 
     def __init__(

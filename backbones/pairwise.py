@@ -1,4 +1,4 @@
-"""Pairs: each candidate sees itself and the query, the query sees itself. It shows what reading the list adds."""
+"""Pairs: each candidate attends to itself and the query, the query to itself. It shows what reading the list adds."""
 
 from __future__ import annotations
 

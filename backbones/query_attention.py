@@ -14,11 +14,11 @@ from backbones.registry import register
     base={"width": 768, "depth": 16, "heads": 12},
 )
 class QueryAttentionOnly(InterleavedEncoder):
-    """The stack of `mamba` and `rwkv` with the identity as recurrent layer: a token sees itself and the query only.
+    """The stack of `mamba` and `rwkv` without a recurrent layer: a token sees its own image's query block only.
 
     Args:
         width: D.
-        depth: layers.
+        depth: number of layers.
         heads: attention heads.
         expansion: feed-forward width over D.
     """

@@ -16,7 +16,9 @@ from backbones.registry import register
 
 
 def neighbours(x: Tensor) -> Tensor:
-    """(B, T, D): each token's first half of channels from the token before it, the second half from the one behind."""
+    """Shift (B, T, D) to each token's neighbours: half of the channels from the token before, half from the token
+    after.
+    """
     before, behind = x.chunk(2, dim=-1)
     return torch.cat([F.pad(before[:, :-1], (0, 0, 1, 0)), F.pad(behind[:, 1:], (0, 0, 0, 1))], dim=-1)
 
@@ -61,13 +63,13 @@ class ChannelMix(nn.Module):
         return in_slices(self._mixed, x, neighbours(x))
 
     def _mixed(self, x: Tensor, shifted: Tensor) -> Tensor:
-        """What each token does by itself once it knows its neighbours."""
+        """Transform each token once its neighbours are known."""
         inner = torch.relu(self.key(torch.lerp(shifted, x, self.mix_key))).square()
         return torch.sigmoid(self.receptance(torch.lerp(shifted, x, self.mix_receptance))) * self.value(inner)
 
 
 class BidirectionalRWKV(nn.Module):
-    """One layer: time mix and channel mix, each behind a layer norm and beside a residual."""
+    """One layer: time mix and channel mix, each after a layer norm and with a residual."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
@@ -75,7 +77,7 @@ class BidirectionalRWKV(nn.Module):
         self.time_mix, self.channel_mix = TimeMix(width), ChannelMix(width, inner)
 
     def forward(self, tokens: Tensor, layout: ListLayout, mask: Tensor | None) -> Tensor:
-        """tokens (B, T', D), mask (B, T') or None = all real -> (B, T', D)."""
+        """Mix along the sequence: tokens (B, T', D), mask (B, T') or None if all are real -> (B, T', D)."""
         tokens = tokens + self.time_mix(self.time_norm(tokens), layout, mask)
         return tokens + self.channel_mix(self.channel_norm(tokens), mask)
 
@@ -92,11 +94,11 @@ class RWKV(InterleavedEncoder):
 
     Args:
         width: D.
-        depth: layers.
-        query_attention_layers: those that query attention follows, None = all.
+        depth: number of layers.
+        query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
-        mixer_expansion: channel mix's inner width over D.
-        expansion: query attention's feed-forward width over D.
+        mixer_expansion: inner width of the channel mix over D.
+        expansion: feed-forward width of query attention over D.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from backbones.registry import register
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and feed-forward, each behind a layer norm and beside a residual."""
+    """Self-attention and feed-forward, each after a layer norm and with a residual."""
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()

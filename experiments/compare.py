@@ -1,10 +1,10 @@
 """Compare re-rankers:  python -m experiments.compare gin/mamba.gin gin/rwkv.gin --seeds 0 1 --results results/glyphs
 
 Runs every row with every seed (what is not trained with the first one), each in a process of its own, and makes a table
-(Markdown, CSV) with the differences to the first row, and a picture. A row is a gin file, or several joined by "+", such
-as gin/longformer.gin+gin/rate/5e-4.gin. A run that the results folder has already, from the same configuration, is not
-run again; one that fails is named in the table and does not end the others. The folder keeps every run in runs.csv and
-the metrics of each query in queries.npz; --finished makes the tables again from these two files, to the last digit.
+(Markdown, CSV) with the differences to the first row, and a picture. A row is a gin file, or several joined by "+":
+gin/longformer.gin+gin/rate/5e-4.gin. A run that the results folder has already, from the same configuration, is not run
+again; one that fails is named in the table and does not end the others. The folder keeps every run in runs.csv and the
+metrics of each query in queries.npz; --finished makes the tables again from these two files, to the last digit.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument(
         "--costs",
         action="store_true",
-        help="let all rows re-rank a random list in turn, in processes that are alive at once, for what they cost and a\n"
-        "picture of quality against cost (pareto.png)",
+        help="let all rows re-rank a random list in turn, in processes that are alive at once, for what they cost\n"
+        "and a picture of quality against cost (pareto.png)",
     )
     group.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders (default: runs/compare)")
     group = parser.add_argument_group("results")
@@ -224,7 +224,9 @@ def _write(board: Board, finished: dict[str, list[Any]], reference: Any, options
         heading = f"**{protocol}**\n\n" if len(tables.protocols(metrics)) > 1 else ""
         text.append(heading + tables.markdown(made[protocol]))
         if len(finished) > 1:
-            pairs[protocol] = differences.differences(finished, tables.columns(metrics, protocol), protocol)
+            pairs[protocol] = differences.differences(
+                finished, tables.columns(metrics, protocol), protocol, options.differences
+            )
             text.append(differences.of_the_first(pairs[protocol]))
     if finished:
         command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Extract descriptors to files:  python -m experiments.extract --gin gin/extract/dinov2.gin --gin gin/data/roxford5k.gin
+"""Extract descriptors to files:  python -m experiments.extract --gin gin/extract/dinov2.gin --gin gin/data/sop.gin
 
 Describes queries, gallery and training images of a benchmark and leaves, of each, `*_global.f32` (raw float32) and
 `*_local.hdf5` in the folder, as AMES and LOCORE read them. To re-rank with them:

@@ -12,7 +12,7 @@ The model alone is probed, in one pass: no windows, no cascade.
 
 With --backbones instead of runs: can an encoder learn a link at all? Trains a small re-ranker with each backbone on
 synthetic lists on which one candidate shares something with the query, and another with that candidate alone (see
-locore/probes/synthetic_lists.py). An encoder in which candidates never meet cannot be above chance, 50 %, in the second.
+locore/probes/synthetic_lists.py). An encoder in which candidates never meet cannot exceed chance, 50 %, in the second.
 """
 
 from __future__ import annotations

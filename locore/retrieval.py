@@ -23,7 +23,7 @@ class Neighbours:
     Attributes:
         indices: (Q, depth) int64.
         similarities: (Q, depth) float32.
-        demoted: (Q, depth) bool, images that were moved behind all others.
+        demoted: (Q, depth) bool, images that were moved to the end of the list.
     """
 
     indices: np.ndarray
@@ -31,17 +31,17 @@ class Neighbours:
     demoted: np.ndarray
 
     def first(self, depth: int) -> Neighbours:
-        """The head of every list."""
+        """Return the first places of every list."""
         return Neighbours(self.indices[:, :depth], self.similarities[:, :depth], self.demoted[:, :depth])
 
     def others(self, self_index: np.ndarray | None) -> int:
-        """How many each list has besides the query itself, (Q,) its place in the gallery."""
+        """Return the length of the lists without the query itself, whose index in the gallery is self_index (Q,)."""
         with_itself = self_index is not None and bool((self.indices == self_index[:, None]).any())
         return self.indices.shape[1] - with_itself
 
 
 class Table(Protocol):
-    """Rows (N, D) that are read some at a time: an array, or what reads one from disk."""
+    """Rows (N, D) that are read in parts: an array, or one on disk."""
 
     def __len__(self) -> int: ...
 
@@ -57,13 +57,16 @@ def nearest(
     demoted: list[np.ndarray] | None = None,
     given: Neighbours | None = None,
 ) -> Neighbours:
-    """Of some queries, out of lists that someone has found, as far as these go, or searched.
+    """Return the neighbours of some queries, from given lists or by a search; errors as `search`.
 
     Args:
-        rows: which of the queries.
-        self_index: (Q,) of all queries.
-        demoted: of those rows.
-        listed: neighbours of all queries; None = they are searched. Others and errors as `search`.
+        queries: (Q, D) of all queries.
+        gallery: (N, D).
+        rows: of the queries that are searched.
+        depth: number of neighbours; given lists may have fewer.
+        self_index: (Q,) of all queries, see `search`.
+        demoted: of the searched queries, see `search`.
+        given: neighbours of all queries; None = they are searched.
     """
     own = None if self_index is None else self_index[rows]
     if given is None:
@@ -79,14 +82,14 @@ def search(
     self_index: np.ndarray | None = None,
     demoted: list[np.ndarray] | None = None,
 ) -> Neighbours:
-    """Exact neighbours by inner product, on a GPU where faiss has one.
+    """Find exact neighbours by inner product, on a GPU if faiss has one.
 
     Args:
         queries: (Q, D).
         gallery: (N, D), of any precision.
-        depth: neighbours a query.
-        self_index: (Q,) each query's own place in the gallery, left out of its list.
-        demoted: for each query the gallery indices that are moved behind its whole list.
+        depth: number of neighbours of each query.
+        self_index: (Q,) each query's own index in the gallery, left out of its list; None = queries are not in it.
+        demoted: of each query, gallery indices that are moved to the end of its list.
 
     Raises:
         ValueError: the gallery is smaller than the depth, or a descriptor is not finite.
@@ -109,7 +112,7 @@ def arranged(
     self_index: np.ndarray | None = None,
     demoted: list[np.ndarray] | None = None,
 ) -> Neighbours:
-    """The first `depth` of lists (Q, topk), best first, once some have moved behind all others; see `search`."""
+    """Return the first `depth` places of lists (Q, topk) after demoted images have moved to the end; see `search`."""
     marked = np.zeros(indices.shape, dtype=bool)
     for row, moved in enumerate(demoted or []):
         marked[row] = np.isin(indices[row], moved)
@@ -121,7 +124,7 @@ def arranged(
 
 
 def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and indices (Q, depth), best first."""
+    """Return similarities and indices (Q, depth), best first."""
     if depth > SORTED:
         return _sorted(queries, gallery, depth)
     rows, asked = range(0, len(gallery), ROWS), range(0, len(queries), QUERIES)
@@ -144,14 +147,16 @@ def _nearest(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarra
 
 
 def _best(lists: list[list[np.ndarray] | None], depth: int) -> list[np.ndarray]:
-    """Lists of the same queries in one: similarities and indices (Q, depth) at most, earlier ones first where equal."""
+    """Merge lists of the same queries into one, (Q, depth) at most; the earlier list wins ties."""
     found, places = (np.concatenate(each, axis=1) for each in zip(*filter(None, lists), strict=True))
     best = np.argsort(-found, axis=1, kind="stable")[:, :depth]
     return [np.take_along_axis(x, best, axis=1) for x in (found, places)]
 
 
 def _sorted(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_nearest`, by sorting all similarities (Q, N): a list of nearly everything is not for faiss's heaps."""
+    """Return similarities and indices by sorting all similarities (Q, N): very deep lists are too long for faiss's
+    heaps.
+    """
     similarities = np.empty((len(queries), len(gallery)), dtype=np.float32)
     for row in track(range(0, len(gallery), ROWS), "searching"):
         similarities[:, row : row + ROWS] = queries @ _finite(gallery[row : row + ROWS]).T
@@ -163,7 +168,7 @@ def _sorted(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray
 
 
 def _index(rows: np.ndarray) -> faiss.Index:
-    """An exact index, on a GPU where faiss has one."""
+    """Build an exact index, on a GPU if faiss has one."""
     index: faiss.Index = faiss.IndexFlatIP(rows.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
         own = distributed.device().index or 0

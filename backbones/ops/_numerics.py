@@ -1,4 +1,4 @@
-"""What the kernels share: which tensors they take, functions that LLVM vectorises, zero-copy views of tensors."""
+"""Parts that the kernels share: which tensors they take, vectorised functions, zero-copy views of tensors."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ kernel = njit(parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, ca
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor as a contiguous numpy array, copied only if it is not contiguous already."""
+    """Return the tensor as a contiguous numpy array, copied only if it is not contiguous."""
     return tensor.detach().contiguous().numpy()
 
 
 def compiled(*tensors: torch.Tensor) -> bool:
-    """Whether the compiled CPU kernels take these tensors: on the CPU, all float32 or all float64."""
+    """Return whether the compiled CPU kernels take these tensors: on the CPU, all float32 or all float64."""
     return {t.device.type for t in tensors} == {"cpu"} and {t.dtype for t in tensors} in (
         {torch.float32},
         {torch.float64},
@@ -141,5 +141,5 @@ def compiled(*tensors: torch.Tensor) -> bool:
 
 
 def on_gpu(*tensors: torch.Tensor) -> bool:
-    """Whether the Triton kernels take these tensors: on a GPU, all float32, where Triton is (not on Windows)."""
+    """Return whether the Triton kernels take these tensors: on a GPU, all float32, with Triton installed."""
     return all(t.is_cuda and t.dtype == torch.float32 for t in tensors) and bool(importlib.util.find_spec("triton"))

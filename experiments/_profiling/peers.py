@@ -22,7 +22,7 @@ Pass = Callable[[Tensor], Tensor]  # tokens (B, T, D) -> (B, T, D)
 
 
 def part(encoder: SequenceEncoder) -> tuple[nn.Module, str]:
-    """What peers have as well: the whole Longformer, one recurrent layer of the others; and its name."""
+    """Return what peers have as well, and its name: the whole Longformer, or one recurrent layer of the others."""
     layers: Any = getattr(encoder, "layers", [])
     if isinstance(encoder, Mamba | RWKV):
         return layers[0], f"one {type(layers[0]).__name__} layer"
@@ -30,18 +30,18 @@ def part(encoder: SequenceEncoder) -> tuple[nn.Module, str]:
 
 
 def ours(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """One pass of `part` over whole lists."""
+    """Return one pass of `part` over whole lists."""
     module, _ = part(encoder)
     return whole(encoder, layout) if module is encoder else lambda tokens: module(tokens, layout, None)
 
 
 def whole(encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """One pass of all of the encoder over whole lists."""
+    """Return one pass of the whole encoder over whole lists."""
     return lambda tokens: encoder(tokens, layout, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
 def peer(package: str, encoder: SequenceEncoder, layout: ListLayout) -> Pass:
-    """The same by another package, its weights ours (those of `OTHER_AVERAGE` random).
+    """Return the same pass by another package, with our weights (those of `OTHER_AVERAGE` are random).
 
     Raises:
         ValueError: the package is not installed.
@@ -53,12 +53,16 @@ def peer(package: str, encoder: SequenceEncoder, layout: ListLayout) -> Pass:
 
 
 def check(package: str, backbone: str) -> None:
-    """Raise a ValueError where `peer` knows no such package, or the package no such encoder."""
+    """Check that a package is known and has such an encoder.
+
+    Raises:
+        ValueError: it is not, or has not.
+    """
     if package not in PEERS:
         raise ValueError(f"Unknown package '{package}'{suggest(package, PEERS)}")
     encoders = [encoder.__name__.lower() for encoder in PEERS[package]]
     if backbone not in encoders:
-        raise ValueError(f"'{package}' has no {backbone} to compare with, but {', '.join(encoders)}.")
+        raise ValueError(f"'{package}' has no {backbone} to compare with; it has {', '.join(encoders)}.")
 
 
 def _transformers_longformer(encoder: Longformer, layout: ListLayout) -> Pass:
@@ -102,7 +106,7 @@ def _transformers_longformer(encoder: Longformer, layout: ListLayout) -> Pass:
 
 
 def _both_ways(layer: BidirectionalMamba, ahead: Pass, back: Pass) -> Pass:
-    """A bidirectional layer of two causal ones: their output projection is linear, so it may come before the sum."""
+    """Build a bidirectional layer of two causal ones: output projections are linear, so they may precede the sum."""
 
     def run(tokens: Tensor) -> Tensor:
         normed = layer.norm(tokens)
@@ -164,7 +168,7 @@ def _mambapy(encoder: Mamba, layout: ListLayout) -> Pass:
 
 
 def _transformers_rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
-    """Causal time mix in both directions and a causal channel mix: as much work as ours, but not the same average."""
+    """Build a causal time mix in both directions and a channel mix: as much work as ours, but another average."""
     from transformers import RwkvConfig
     from transformers.models.rwkv.modeling_rwkv import RwkvFeedForward, RwkvSelfAttention
 
@@ -188,7 +192,7 @@ def _transformers_rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
 
 
 def _rwkv(encoder: RWKV, layout: ListLayout) -> Pass:
-    """The `rwkv` package's layer, from a one-layer model file as it wants it; both directions, list after list."""
+    """Build the `rwkv` package's layer, from a one-layer model file in its format; both directions, list after list."""
     from rwkv.model import RWKV as Model
 
     width = encoder.hidden_size

@@ -19,8 +19,11 @@ class Side:
     """A process that runs passes one at a time.
 
     Args:
-        spec: what `_work` reads.
-        seconds: filled by `run`.
+        spec: specification that `experiments._profiling.worker` reads.
+
+    Attributes:
+        about: what the process reported at its start.
+        seconds: time of each pass.
     """
 
     def __init__(self, **spec: Any):
@@ -40,19 +43,21 @@ class Side:
         self._process.kill()
 
     def run(self) -> None:
-        """One timed pass."""
+        """Run one timed pass."""
         self._say("pass")
         self.seconds.append(self._read()["seconds"])
 
     def close(self) -> dict:
-        """End the process. -> "mb", the most that its passes held above what there was before, and what else it saw."""
+        """End the process and return what it reports: "mb", the memory of its passes above what there was before, and
+        more.
+        """
         self._say("end")
-        said = self._read()
+        report = self._read()
         self._process.wait()
-        return said
+        return report
 
     def forget(self) -> None:
-        """The passes so far were to warm up."""
+        """Drop the times of the passes so far, which were to warm up."""
         self.seconds.clear()
 
     def _say(self, word: str) -> None:
@@ -68,17 +73,17 @@ class Side:
         line = self._process.stdout.readline()
         if not line:
             raise ValueError(
-                f"A measured process ended with exit status {self._process.wait()}; what it said stands above, and if "
-                "that is nothing the machine ran out of memory: measure less at a time."
+                f"A measured process ended with exit status {self._process.wait()}; its messages are above. If there "
+                "are none, the machine ran out of memory: measure less at a time."
             )
-        said = json.loads(line)
-        if "error" in said:
-            raise ValueError(said["error"])
-        return said
+        report = json.loads(line)
+        if "error" in report:
+            raise ValueError(report["error"])
+        return report
 
 
 def in_turn(sides: Sequence[Side], warm_up: int, passes: int) -> None:
-    """Warm up, then let every side run a pass, again and again."""
+    """Warm up, then let every side run a pass in turn, again and again."""
     for _ in track(range(warm_up), "warming up"):
         for side in sides:
             side.run()

@@ -28,7 +28,7 @@ from locore.utils.allocator import give_back_freed_memory, keep_freed_memory
 
 
 def main() -> int:
-    """The child: reads its specification from the command line and passes from stdin."""
+    """Run the process: read its specification from the command line and passes from stdin."""
     spec = json.loads(sys.argv[1])
     if spec["allocator"]:
         keep_freed_memory()
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _work(spec: dict):
-    """-> a function that runs one pass, what it is, and a function that says what only the passes could show."""
+    """Return a function that runs one pass, what it is, and a function that reports what only the passes could show."""
     layout = ListLayout(*spec["layout"])
     torch.manual_seed(0)
     if spec["side"] == "reranker":
@@ -101,7 +101,7 @@ def _work(spec: dict):
 
 
 def _reranker(spec: dict, layout):
-    """A re-ranker on random descriptors, in inference."""
+    """Build a pass of a re-ranker on random descriptors, in inference."""
     experiment, _ = read_experiment(spec["gin"], spec["set"], seed=0)
     global_dim, local_dim = spec["widths"]
     made: Any
@@ -138,7 +138,7 @@ def _reranker(spec: dict, layout):
 
 
 def reads_locals(reranker, shortlist) -> bool:
-    """Whether other local descriptors of the candidates change anything."""
+    """Return whether other local descriptors of the candidates change the ranking."""
     candidates = shortlist.candidates
     others = replace(shortlist, candidates=replace(candidates, local=torch.randn_like(candidates.local)))
     ours, theirs = (reranker.rerank(each) for each in (shortlist, others))
@@ -147,9 +147,10 @@ def reads_locals(reranker, shortlist) -> bool:
 
 
 def flops(run) -> int:
-    """Floating-point operations of a pass by PyTorch's counter (a multiplication and an addition are two).
+    """Count the floating-point operations of a pass by PyTorch's counter; a multiplication and an addition are two.
 
-    Scans are counted as Mamba's authors do, 9 a state (and direction), and a WKV as 8 a channel and direction.
+    Scans are counted as Mamba's authors do, 9 for each state and direction, and a WKV as 8 for each channel and
+    direction.
     """
 
     def scan(x, step, A, *_, **__):
@@ -177,7 +178,7 @@ def flops(run) -> int:
 
 
 def _products(run):
-    """The matrix products that a pass makes, and nothing else: the least time that it could take."""
+    """Return a function that runs the matrix products of a pass and nothing else: the least time that it could take."""
     made: Counter = Counter()
     products = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
@@ -206,14 +207,14 @@ def _products(run):
 
 
 def _memory(field: str) -> float:
-    """Memory in MB, VmRSS now or VmHWM at most: the GPU's where there is one, else this process's."""
+    """Return memory in MB, VmRSS now or VmHWM at most: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         now = field == "VmRSS"
         return (torch.cuda.memory_allocated() if now else torch.cuda.max_memory_allocated()) / 2**20
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
-    raise ValueError(f"/proc/self/status does not say {field}; memory is measured on Linux only.")
+    raise ValueError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
 
 
 def _reset_peak() -> None:

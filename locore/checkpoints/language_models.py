@@ -21,20 +21,22 @@ SEP, PAD = 2, 1  # RoBERTa's rows of the word table, unless its config says othe
 
 
 def start_from(model: ListwiseReranker, folder: str | Path) -> None:
-    """Fill encoder and embedding with a language model's weights; projections, scales and head stay as they are.
+    """Fill the encoder and the embedding with a language model's weights; projections, scales and head stay as they
+    are.
 
-    Longformer's positions are interpolated to as many as the re-ranker has, RoBERTa's are repeated; RoBERTa has no
-    projections of global tokens, so these become copies of the others. The re-ranker may have fewer layers: the first.
+    Positions of a Longformer are interpolated to as many as the re-ranker has, those of RoBERTa are repeated. RoBERTa
+    has no projections of global tokens, so these become copies of the others. A re-ranker with fewer layers takes the
+    first ones.
 
     Args:
         model: with a `longformer` encoder of the language model's width.
-        folder: with `config.json` and `model.safetensors` or `pytorch_model.bin`, as the hub has them.
+        folder: with `config.json` and `model.safetensors` or `pytorch_model.bin`, as on the hub.
 
     Raises:
-        ValueError: the folder is not whole, or tensors are missing, left over or of the wrong shape.
+        ValueError: a file is missing, or tensors are missing, left over or of the wrong shape.
     """
     if not isinstance(model.encoder, Longformer):
-        raise ValueError("A language model is a start for the backbone 'longformer' alone.")
+        raise ValueError("Only the backbone 'longformer' can start from a language model; set Model.backbone to it.")
     folder = Path(folder)
     tensors, config = _read(folder)
     tensors = {re.sub(r"^(longformer|roberta|bert)\.", "", name): value for name, value in tensors.items()}
@@ -42,7 +44,9 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
     tensors = {name: value for name, value in tensors.items() if not re.match(NOT_USED, name)}
     rows = tensors.get("embeddings.position_embeddings.weight")
     if words is None or rows is None or words.ndim != 2 or rows.ndim != 2 or len(rows) <= FIRST_ROW:
-        raise ValueError(f"The tensors in '{folder}' are no Longformer's or RoBERTa's: they have no embeddings.")
+        raise ValueError(
+            f"The tensors in '{folder}' do not belong to a Longformer or RoBERTa: they have no embeddings."
+        )
     sep, pad = (config.get("sep_token_id") or config.get("eos_token_id") or SEP), (config.get("pad_token_id") or PAD)
     if not all(isinstance(token, int) and 0 <= token < len(words) for token in (sep, pad)):
         raise ValueError(f"'{folder / 'config.json'}' names tokens {sep} and {pad}, and there are {len(words)} words.")
@@ -64,7 +68,7 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
 
 
 def _positions(rows: Tensor, wanted: int, interpolated: bool) -> Tensor:
-    """A position table of so many rows; the first two are no positions and stay."""
+    """Return a position table of `wanted` rows; the first two rows are not positions and stay."""
     first, learned = rows[:FIRST_ROW], rows[FIRST_ROW:]
     if interpolated:
         size = wanted - FIRST_ROW
@@ -75,7 +79,7 @@ def _positions(rows: Tensor, wanted: int, interpolated: bool) -> Tensor:
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and configuration of a model as the hub has it."""
+    """Read the tensors and the configuration of a model from a folder."""
     try:
         config = json.loads((folder / "config.json").read_text())
         if not isinstance(config, dict):
@@ -84,7 +88,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
         return safetensors.state_dict(path if path.exists() else folder / "pytorch_model.bin"), config
     except FileNotFoundError as error:
         raise ValueError(
-            f"No language model in '{folder}': '{error.filename}' is missing; fetch its config.json and weights."
+            f"There is no language model in '{folder}': '{error.filename}' is missing; get config.json and weights."
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"The language model in '{folder}' is damaged ({error}).") from error

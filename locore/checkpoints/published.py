@@ -43,10 +43,10 @@ SIZING = ("embedding.position.weight", "encoder.layers.0.intermediate.weight", "
 
 
 def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published LOCORE's state dict under the names of `ListwiseReranker` with a `longformer` encoder.
+    """Rename the published LOCORE's state dict to the names of `ListwiseReranker` with a `longformer` encoder.
 
     Raises:
-        ValueError: names are none of the published ones.
+        ValueError: a name is not among the published ones.
     """
     renamed, unknown = {}, []
     for name, value in tensors.items():
@@ -57,24 +57,25 @@ def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"No tensors of a published LOCORE checkpoint: {', '.join(unknown)}.")
+        raise ValueError(f"These are not tensors of a published LOCORE checkpoint: {', '.join(unknown)}.")
     return renamed
 
 
 def build(tensors: dict[str, Tensor], source: str, **options) -> ListwiseReranker | PairwiseReranker:
-    """The re-ranker whose weights these are; what tensors show is read from them.
+    """Build the re-ranker that published weights belong to; its sizes are read from the tensors.
 
     Args:
         tensors: under the published names.
         source: where they are from, for messages.
-        options: what the tensors do not show: of LOCORE see `locore`, of another its own settings, such as `heads`.
+        options: settings that tensors do not show: of LOCORE see `locore`, of another re-ranker its own, such as
+            `heads`.
 
     Raises:
-        ValueError: tensors are missing, left over, of the wrong shape or no known model's.
+        ValueError: tensors are missing, left over, of the wrong shape, or of no known model.
     """
     heads = options.get("heads", 1)
     if not (heads is None or (isinstance(heads, int) and heads > 0)):
-        raise ValueError(f"heads = {heads!r} has to be a whole number above 0.")
+        raise ValueError(f"heads = {heads!r} must be a whole number above 0.")
     for method in filter(pairwise.is_learned, rerankers.available()):
         method_class: type[PairwiseReranker] = rerankers.entry(method).build  # type: ignore[assignment]
         try:
@@ -82,7 +83,7 @@ def build(tensors: dict[str, Tensor], source: str, **options) -> ListwiseReranke
         except KeyError as error:
             raise ValueError(f"'{source}' has weights of '{method}', but not all: {error} is missing.") from None
         except (ValueError, TypeError, IndexError):
-            raise ValueError(f"'{source}' has weights of '{method}', but not of its shapes.") from None
+            raise ValueError(f"'{source}' has weights of '{method}', but of other shapes.") from None
         if shown is None:
             continue
         widths = {name: shown.pop(name, None) for name in ("local_dim", "global_dim")}
@@ -95,11 +96,13 @@ def build(tensors: dict[str, Tensor], source: str, **options) -> ListwiseReranke
     known = [name for name in inspect.signature(locore).parameters if name not in ("tensors", "source")]
     for name in options:
         if name not in known:
-            raise ValueError(f"The published LOCORE has nothing called '{name}'{suggest(name, known)}")
+            raise ValueError(f"The published LOCORE has no setting '{name}'{suggest(name, known)}")
     try:
         return locore(tensors, source, **options)
     except (TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
-        raise ValueError(f"'{source}' has tensors of other shapes than the published LOCORE ({error}).") from None
+        raise ValueError(
+            f"'{source}' has tensors of other shapes than those of the published LOCORE ({error})."
+        ) from None
 
 
 def locore(
@@ -112,14 +115,17 @@ def locore(
     global_token: bool = True,
     activation: str = "gelu",
 ) -> ListwiseReranker:
-    """The published LOCORE (reference: its `model.safetensors`); what its tensors show is read from them.
+    """Build the published LOCORE; what its tensors show is read from them.
 
     Args:
         tensors: under the published names.
         source: where they are from, for messages.
-        heads: None = heads of size 64.
-        window: None = 1,024 at width 512, else 512, as published.
-        positions, score, global_token, activation: see `ListwiseReranker`; the published score "max-sum" is "sum".
+        heads: attention heads; None = heads of size 64.
+        window: attention window; None = 1,024 at width 512, else 512, as published.
+        positions: see `ListEmbedding`.
+        score: see `ListwiseReranker`; the published "max-sum" is "sum".
+        global_token: see `ListEmbedding`.
+        activation: see `ListEmbedding`.
 
     Raises:
         ValueError: tensors are missing, left over or of the wrong shape.

@@ -1,4 +1,4 @@
-"""Images in files: a folder or a zip, opened when they are asked for."""
+"""Image files of a folder or a zip, opened when they are needed."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class FileImages(ImageSet):
         root: the folder or zip.
         names: paths below it.
         labels: (N,) int64.
-        versions: one of each file, which changes with what is in it: size and time, or size and checksum; None = they
-            are looked up when descriptors are asked for, so that the files may be missing until then.
-        boxes: (N, 4) left, top, right and bottom in pixels, what is cut out of each image; None = all of it.
+        versions: of each file, changes with its content: size and time, or size and checksum; None = looked up when
+            descriptors are needed, so that the files may be missing until then.
+        boxes: (N, 4) left, top, right and bottom in pixels of the part that is cut out of each image; None = no cut.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FileImages(ImageSet):
 
     @cached_property
     def _files(self) -> list[tuple[str, tuple[int, int]]]:
-        """Name and version of each."""
+        """Name and version of each file."""
         return list(zip(self.names, self._looked_up() if self._versions is None else self._versions, strict=True))
 
     def _looked_up(self) -> list[tuple[int, int]]:
@@ -73,11 +73,11 @@ class FileImages(ImageSet):
             return versions(self.root / name for name in self.names)
         except OSError as error:
             raise ValueError(
-                f"The image '{error.filename}' is missing; unpack the images there, or name files of descriptors."
+                f"The image '{error.filename}' is missing; unpack the images there, or give files of descriptors."
             ) from error
 
     def cut(self, boxes: np.ndarray) -> FileImages:
-        """The same images, each cut to its box (N, 4)."""
+        """Return the same images, each cut to its box (N, 4)."""
         return FileImages(self.root, self.names, self.labels, self._versions, boxes)
 
     def image(self, index: int) -> Image.Image:
@@ -89,7 +89,7 @@ class FileImages(ImageSet):
                 return found
         except UNREADABLE as error:
             raise ValueError(
-                f"Cannot read the image '{name}' in {self.root} ({error}); mend or remove it and run again."
+                f"Cannot read the image '{name}' in {self.root} ({error}); repair or remove it and run again."
             ) from error
 
     def _open(self, name: str):
@@ -103,21 +103,21 @@ class FileImages(ImageSet):
 def _cut(image: Image.Image, box: np.ndarray) -> Image.Image:
     left, top, right, bottom = box
     if right <= 0 or bottom <= 0 or left >= image.width or top >= image.height:
-        raise ValueError(f"its box {box.tolist()} is outside of its {image.width} × {image.height} pixels")
+        raise ValueError(f"its box {box.tolist()} is outside its {image.width} × {image.height} pixels")
     return image.crop((left, top, right, bottom))
 
 
 def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
-    """Size and time of change of every file.
+    """Return size and time of change of every file.
 
     Raises:
-        OSError: one is missing.
+        OSError: a file is missing.
     """
     return [(stat.st_size, stat.st_mtime_ns) for stat in (Path(path).stat() for path in paths)]
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent shown on white, and 16 bits as 8.
+    """Convert an image to RGB with 8 bits, transparency shown on white.
 
     Raises:
         ValueError: its pixels are floating-point numbers.

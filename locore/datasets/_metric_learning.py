@@ -1,4 +1,4 @@
-"""What the published metric-learning data sets share: their lists become image sets, and their counts are checked."""
+"""Parts that the metric-learning data sets share: lists become image sets, and counts are checked."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def packaged(name: str, dataset: Any, root: Path, download: bool, source: str) -> tuple[FileImages, FileImages]:
-    """The training and the test images of one of pytorch-metric-learning's data sets.
+    """Return the training and the test images of one of pytorch-metric-learning's data sets.
 
     Args:
-        name: as benchmarks know it.
-        dataset: the package's class.
-        root: where it is unpacked.
+        name: registered name of the benchmark.
+        dataset: class of the package.
+        root: folder where it is unpacked.
         download: fetch it there if the folder is missing or empty.
-        source: where people get it.
+        source: address where people get it.
 
     Raises:
         ValueError: a list or an image is missing, or a list is damaged.
@@ -43,7 +43,7 @@ def packaged(name: str, dataset: Any, root: Path, download: bool, source: str) -
         if not root.is_dir():
             raise missing(name, root, root, source, otherwise) from error
         raise ValueError(
-            f"A list of {name} in '{root}' is damaged ({error}); unpack it again, from {source}."
+            f"A list of {name} in '{root}' is damaged ({error}); unpack it again from {source}."
         ) from error
     return listed(name, root, train.paths, train.labels, source), listed(name, root, test.paths, test.labels, source)
 
@@ -55,10 +55,17 @@ def listed(
     labels: Sequence[int] | np.ndarray,
     source: str,
 ) -> FileImages:
-    """The image files of a list, all of which have to be there.
+    """Return the image files of a list, all of which must exist.
+
+    Args:
+        name: registered name of the benchmark.
+        root: folder of the data set.
+        paths: of the files.
+        labels: classes of the files.
+        source: address where people get the data set.
 
     Raises:
-        ValueError: one is missing; the message names it.
+        ValueError: a file is missing; the message names it.
     """
     try:
         found = versions(paths)
@@ -69,12 +76,12 @@ def listed(
 
 
 def missing(name: str, path: Path, root: Path, source: str, otherwise: str = "") -> ValueError:
-    """What is said where a file is not there."""
-    return ValueError(f"{name} is not whole in '{root}': '{path}' is missing. Get it from {source}{otherwise}.")
+    """Return the error for a missing file."""
+    return ValueError(f"{name} is incomplete in '{root}': '{path}' is missing. Get it from {source}{otherwise}.")
 
 
 def check_counts(name: str, part: str, images: FileImages, expected: int, classes: int) -> None:
-    """Warn where images or classes are not as many as were published."""
+    """Warn if the numbers of images and classes differ from the published ones."""
     found = len(images), len(np.unique(images.labels))
     if found != (expected, classes):
         log.warning(

@@ -12,17 +12,20 @@ from locore.utils import files
 
 
 def read_list(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """A training list, `path,landmark_id,w,h` a line -> paths, (N,) landmarks, (N, 2) width and height.
+    """Read a training list, `path,landmark_id,w,h` a line.
+
+    Returns:
+        The paths, (N,) landmarks, and (N, 2) width and height.
 
     Raises:
-        ValueError: it is missing, or a line is another.
+        ValueError: the file is missing, or a line is different.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError:
-        raise ValueError(f"No training list at '{path}'.") from None
+        raise ValueError(f"There is no training list at '{path}'.") from None
     except UnicodeDecodeError:
-        raise ValueError(f"'{path}' is no text in UTF-8, so no training list.") from None
+        raise ValueError(f"'{path}' is not a text in UTF-8, so it is not a training list.") from None
     names, numbers = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Walls that draw themselves: wide, full of letters, shapes and patterns, in a few styles that they share."""
+"""Procedurally drawn walls for `posters`: wide, full of letters, shapes and patterns, in a few shared styles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghkmnqrty0123456789ΓΔΘΛΞΠΣΦΨΩ�
 
 @lru_cache(maxsize=48)
 def wall(seed: int, number: int) -> Image.Image:
-    """One wall, RGB, always the same for the same numbers."""
+    """Draw one wall, RGB; the same numbers give the same wall."""
     random, palette = _begun(seed, number)
     colours = PALETTES[palette]
     image = Image.new("RGB", (WIDTH, HEIGHT), colours[random.integers(len(colours))])
@@ -36,18 +36,18 @@ def wall(seed: int, number: int) -> Image.Image:
 
 
 def style(seed: int, number: int) -> int:
-    """Which of the palettes a wall is painted in."""
+    """Return the number of the palette that a wall is painted in."""
     return _begun(seed, number)[1]
 
 
 def _begun(seed: int, number: int) -> tuple[np.random.Generator, int]:
-    """What a wall is drawn from, and its palette, which is drawn first."""
+    """Return the generator of a wall and its palette, which is drawn first."""
     random = np.random.default_rng((seed, number))
     return random, int(random.integers(len(PALETTES)))
 
 
 def _panels(box: tuple[int, int, int, int], random: np.random.Generator) -> list[tuple[int, int, int, int]]:
-    """A box cut into smaller ones, at random places, until none is large."""
+    """Cut a box into smaller ones at random places until none is large."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     if max(width, height) < random.uniform(90, 200):
@@ -63,7 +63,7 @@ def _panels(box: tuple[int, int, int, int], random: np.random.Generator) -> list
 
 
 def _fill(draw: ImageDraw.ImageDraw, box, colours: tuple[str, ...], random: np.random.Generator) -> None:
-    """Ground, pattern and what stands on it."""
+    """Draw ground, pattern, shapes and letters of a panel."""
     left, top, right, bottom = box
     ground, ink, other = (colours[i] for i in random.permutation(len(colours))[:3])
     draw.rectangle(box, fill=ground)
@@ -108,7 +108,7 @@ def _shape(draw: ImageDraw.ImageDraw, box, colour: str, random: np.random.Genera
 
 @lru_cache(maxsize=1)
 def _fonts() -> list[Path]:
-    """Fonts of matplotlib that have all letters."""
+    """List the fonts of matplotlib that have all letters."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return sorted(p for p in folder.glob("DejaVu*.ttf") if "Display" not in p.name)
 

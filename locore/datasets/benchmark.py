@@ -1,4 +1,4 @@
-"""What every dataset becomes: image sets and the right answers."""
+"""The common form of every data set: image sets and the right answers."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class ImageSet(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The image, RGB.
+        """Return an image, RGB.
 
         Raises:
-            ValueError: it cannot be read; the message names it.
+            ValueError: the image cannot be read; the message names it.
         """
 
     def subset(self, indices: np.ndarray) -> Subset:
-        """Some of the images, in the order given."""
+        """Return some of the images, in the order given."""
         return Subset(self, indices)
 
     def fingerprint_of(self, rows: np.ndarray) -> str:
-        """The fingerprint of some of the images (M,), which need not change with the others."""
+        """Return the fingerprint of some of the images (M,), which need not change with the others."""
         return hashlib.sha256(self.fingerprint.encode() + rows.tobytes()).hexdigest()
 
 
@@ -70,7 +70,7 @@ class Subset(ImageSet):
 
 
 class Joined(ImageSet):
-    """Image sets one behind the other."""
+    """Several image sets in a row."""
 
     def __init__(self, *parts: ImageSet):
         self.parts = parts
@@ -94,12 +94,14 @@ class Joined(ImageSet):
 
 @dataclass(frozen=True)
 class Relevance:
-    """The answers of one protocol, for each query as gallery indices; whatever is in neither of the first two is wrong.
+    """The answers of one protocol as gallery indices of each query; images that are neither positive nor junk are
+    wrong.
 
     Attributes:
-        positive: are right.
-        junk: do not count: they are taken out of a ranking before it is measured.
-        demoted: are moved behind the whole list before it is cut to the candidates, so that they are not re-ranked.
+        positive: right images.
+        junk: images that do not count: they are removed from a ranking before it is measured.
+        demoted: images that are moved to the end of the list before it is cut to the candidates, so that they are not
+            re-ranked.
     """
 
     positive: list[np.ndarray]
@@ -108,12 +110,12 @@ class Relevance:
 
     @classmethod
     def from_labels(cls, queries: np.ndarray, gallery: np.ndarray, self_index: np.ndarray | None = None) -> Relevance:
-        """Images of the query's class are right; nothing is junk.
+        """Build the answers in which images of the query's class are positive, and nothing is junk.
 
         Args:
             queries: (Q,) labels.
             gallery: (N,) labels.
-            self_index: (Q,) each query's own place in the gallery.
+            self_index: (Q,) each query's own index in the gallery; None if queries are not in it.
         """
         order = np.argsort(gallery, kind="stable")
         low, high = (np.searchsorted(gallery[order], queries, side) for side in ("left", "right"))
@@ -124,7 +126,7 @@ class Relevance:
 
     @classmethod
     def without_junk(cls, positive: list[np.ndarray]) -> Relevance:
-        """These images are right, all others are wrong."""
+        """Build the answers in which these images are positive and all others are wrong."""
         nothing = [np.empty(0, dtype=np.int64)] * len(positive)
         return cls(positive, nothing, nothing)
 
@@ -137,14 +139,15 @@ class Benchmark:
     """Queries, the gallery that is searched, and the right answers.
 
     Attributes:
-        train: images of classes that are in neither queries nor gallery; None where a benchmark has none.
-        queries: those that every protocol asks about.
+        name: of the benchmark, for people.
+        train: images of classes that are in neither queries nor gallery; None if there are none.
+        queries: the queries of all protocols.
         gallery: all images searched.
-        protocols: the right answers, by the name of the protocol; where they depend on what is on the shortlists, a
-            function of these, (Q, K) gallery indices.
-        self_index: (Q,) each query's own place in the gallery, left out of its list; None if queries are no part of it.
-        measures: what the benchmark reports.
-        validation: its queries are there to choose by, none of its numbers is a test's.
+        protocols: the right answers by name of the protocol; where they depend on the shortlists, a function of these,
+            (Q, K) gallery indices.
+        self_index: (Q,) each query's own index in the gallery, left out of its list; None if queries are not in it.
+        suite: the metrics.
+        validation: its queries are for choosing settings, and none of its numbers is a test result.
     """
 
     name: str
@@ -170,11 +173,22 @@ class Benchmark:
         max_queries: int | None = None,
         ks: tuple[int, ...] = (1, 10, 100),
     ) -> Benchmark:
-        """Every test image with a second of its class asks for the others, or a fixed draw of `max_queries` of them."""
+        """Build a benchmark in which every test image with a second one of its class is a query for the others.
+
+        Args:
+            name: of the benchmark.
+            train: training images.
+            test: test images, which are both queries and gallery.
+            max_queries: use a fixed random draw of so many queries; None = all.
+            ks: of the recalls R@k.
+
+        Raises:
+            ValueError: no test class has two images.
+        """
         counts = np.unique(test.labels, return_inverse=True, return_counts=True)
         index = np.flatnonzero(counts[2][counts[1]] > 1)
         if not len(index):
-            raise ValueError(f"Benchmark '{name}' has no test class with two images, so nothing can be asked.")
+            raise ValueError(f"Benchmark '{name}' has no test class with two images, so there are no queries.")
         if max_queries is not None and max_queries < len(index):
             index = np.sort(np.random.default_rng(0).choice(index, max_queries, replace=False))
         queries = test.subset(index)

@@ -17,7 +17,7 @@ def cars196(root: str, download: bool = False, max_queries: int | None = None) -
     Args:
         root: the folder with `names.csv`, `anno_train.csv`, `anno_test.csv` and `car_data`.
         download: fetch it (2 GB) if root is missing or empty.
-        max_queries: ask a fixed draw of so many queries.
+        max_queries: use a fixed random draw of so many queries; None = all.
 
     Raises:
         ValueError: a file is missing or a list is damaged.

@@ -18,10 +18,10 @@ def cub(root: str, download: bool = False, crop: bool = False, max_queries: int 
     """Leave-one-out retrieval among the images of the last 100 classes.
 
     Args:
-        root: the folder in which `CUB_200_2011` is.
+        root: the folder that contains `CUB_200_2011`.
         download: fetch it (1 GB) if root is missing or empty.
         crop: cut every image to its bounding box.
-        max_queries: ask a fixed draw of so many queries.
+        max_queries: use a fixed random draw of so many queries; None = all.
 
     Raises:
         ValueError: a file is missing or a list is damaged.
@@ -38,7 +38,7 @@ def cub(root: str, download: bool = False, crop: bool = False, max_queries: int 
 
 
 def _boxes(root: Path, wanted: Sequence[str]) -> np.ndarray:
-    """(N, 4) left, top, right and bottom of the bird in each of the wanted images, named below root."""
+    """Return (N, 4) left, top, right and bottom of the bird in each of the wanted images, named below root."""
     folder = root / "CUB_200_2011"
     try:
         numbers = {name: number for number, name in map(str.split, _lines(folder / "images.txt"))}
@@ -50,7 +50,7 @@ def _boxes(root: Path, wanted: Sequence[str]) -> np.ndarray:
         raise missing("cub", Path(error.filename), root, SOURCE) from error
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"'{folder}/bounding_boxes.txt' does not fit images.txt ({error!r}); unpack both again, from {SOURCE}."
+            f"'{folder}/bounding_boxes.txt' does not fit images.txt ({error!r}); unpack both again from {SOURCE}."
         ) from error
 
 

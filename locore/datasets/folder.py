@@ -15,20 +15,20 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 @benchmarks.register("folder")
 def folder(path: str, max_queries: int | None = None) -> Benchmark:
-    """Leave-one-out retrieval over the second half of the classes, in sorted order of their folders' names.
+    """Leave-one-out retrieval over the second half of the classes, in the sorted order of their folders' names.
 
     Args:
-        path: a folder, or a zip of one. An image's class is the folder that it lies in.
-        max_queries: ask a fixed draw of so many queries instead of all.
+        path: a folder, or a zip of one. The class of an image is the folder that it lies in.
+        max_queries: use a fixed random draw of so many queries; None = all.
 
     Raises:
-        ValueError: the path is missing or no zip, or holds fewer than four classes.
+        ValueError: the path is missing or not a zip, or has fewer than four classes.
     """
     root = Path(path).expanduser()
     entries = _entries(root)
     for name, _ in entries:
         if name != name.encode(errors="ignore").decode():
-            raise ValueError(f"The name of {name!r} in {root} is no UTF-8; rename it.")
+            raise ValueError(f"The name of {name!r} in {root} is not UTF-8; rename it.")
     classes = sorted({str(PurePosixPath(name).parent) for name, _ in entries})
     if len(classes) < 4:
         raise ValueError(
@@ -45,13 +45,15 @@ def folder(path: str, max_queries: int | None = None) -> Benchmark:
 
 
 def _entries(root: Path) -> list[tuple[str, tuple[int, int]]]:
-    """Name and (size, checksum or time of change) of every image, sorted by name."""
+    """List name and (size, checksum or time of change) of every image, sorted by name."""
     if root.is_dir():
         files = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*")]
         kept = [(name, p.stat()) for name, p in files if _is_image(name) and p.is_file()]
         return sorted((name, (stat.st_size, stat.st_mtime_ns)) for name, stat in kept)
     if not root.exists():
-        raise ValueError(f"No folder or zip at '{root}'; set folder.path to one with a sub-folder for each class.")
+        raise ValueError(
+            f"There is no folder or zip at '{root}'; set folder.path to one with a sub-folder for each class."
+        )
     try:
         with zipfile.ZipFile(root) as archive:
             return sorted(
@@ -62,7 +64,7 @@ def _entries(root: Path) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _is_image(name: str) -> bool:
-    """Whether a file is an image of a class: not hidden, not what macOS adds to a zip, and in some sub-folder."""
+    """Return whether a file is an image of a class: in a sub-folder, not hidden, not one that macOS adds to a zip."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden

@@ -33,7 +33,7 @@ def gldv2(
         root: the folder with `retrieval_solution_v2.1.csv` and `index.csv`, and, if descriptors are to be extracted,
             `index`, `test` and `train`, each image in three folders named by the first letters of its id.
         part: "public" (validation) or "private" (test).
-        train_list: images that train, `path,landmark_id,w,h` a line with paths below root.
+        train_list: training images, `path,landmark_id,w,h` a line with paths below root; None = no training images.
         exclude_landmarks: landmarks that are not trained on; some of the clean list are in Oxford and Paris.
 
     Raises:
@@ -43,7 +43,7 @@ def gldv2(
         not isinstance(landmark, int) for landmark in exclude_landmarks
     ):
         raise ValueError(
-            f"gldv2.exclude_landmarks = {exclude_landmarks!r} has to be numbers of landmarks, such as (123, 456)."
+            f"gldv2.exclude_landmarks = {exclude_landmarks!r} must be numbers of landmarks, such as (123, 456)."
         )
     if part not in PARTS:
         raise ValueError(f"Unknown gldv2.part '{part}'{suggest(part, PARTS)}")
@@ -60,7 +60,7 @@ def gldv2(
         positive = [np.array([places[image] for image in row["images"].split()], dtype=np.int64) for row in asked]
     except KeyError as error:
         raise ValueError(
-            f"'{folder / SOLUTION}' names {error}, which is not in {INDEX}; they are of two versions."
+            f"'{folder / SOLUTION}' names {error}, which is not in {INDEX}; get both files in one version."
         ) from None
     for what, found, published in (("queries", len(asked), PARTS[part]), ("images in the index", len(index), IMAGES)):
         if found != published:
@@ -90,25 +90,25 @@ def _training(root: Path, path: Path, exclude_landmarks: tuple[int, ...]) -> Ima
 
 
 def _table(root: Path, name: str, columns: set[str]) -> list[dict[str, str]]:
-    """The rows of one of the data set's lists."""
+    """Read the rows of one of the data set's lists."""
     path = root / name
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not columns <= set(reader.fieldnames or ()):
-                raise ValueError(f"'{path}' has no columns {', '.join(sorted(columns))}; get it again, from {SOURCE}.")
+                raise ValueError(f"'{path}' has no columns {', '.join(sorted(columns))}; get it again from {SOURCE}.")
             rows = list(reader)
             if any(row[column] is None for row in rows for column in columns) or any(
                 len(row["id"]) < 3 for row in rows
             ):
-                raise ValueError(f"'{path}' was not copied whole; get it again, from {SOURCE}.")
+                raise ValueError(f"'{path}' is incomplete; get it again from {SOURCE}.")
             if len({row["id"] for row in rows}) < len(rows):
-                raise ValueError(f"'{path}' has an id twice; get it again, from {SOURCE}.")
+                raise ValueError(f"'{path}' has an id twice; get it again from {SOURCE}.")
             return rows
     except FileNotFoundError:
         raise missing("gldv2", path, root, SOURCE) from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is damaged ({error}); get it again, from {SOURCE}.") from error
+        raise ValueError(f"'{path}' is damaged ({error}); get it again from {SOURCE}.") from error
 
 
 def _path(part: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """Characters in fonts: a class is a character, an image its rendering in one of the fonts that matplotlib ships.
 
-A small instance-level retrieval benchmark that needs no download: drawings of one character share a shape and differ in
-weight, slant, serifs and style, and many characters look alike.
+A small instance-level retrieval benchmark that needs no download: renderings of one character share a shape and differ
+in weight, slant, serifs and style, and many characters look alike.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def glyphs(max_classes: int | None = None, max_queries: int | None = None) -> Be
     """Leave-one-out retrieval of characters; a random half of the classes (seed 0) trains, the other half tests.
 
     Args:
-        max_classes: draw so many classes instead of all.
-        max_queries: ask a fixed draw of so many queries.
+        max_classes: use a random draw of so many classes; None = all.
+        max_queries: use a fixed random draw of so many queries; None = all.
     """
     pixels, names, labels = _cached()
     classes = np.random.default_rng(0).permutation(np.unique(labels))[:max_classes]
     if len(classes) < 4:
         raise ValueError(
-            f"glyphs.max_classes = {max_classes} leaves too few classes to train and to test; give 4 or more."
+            f"glyphs.max_classes = {max_classes} leaves too few classes for training and test; give 4 or more."
         )
     train, test = (
         Glyphs(pixels[rows], [names[i] for i in rows], labels[rows])
@@ -62,7 +62,7 @@ def glyphs(max_classes: int | None = None, max_queries: int | None = None) -> Be
 
 
 def _cached() -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The renderings, drawn once for each version of the fonts and of the renderer."""
+    """Return the renderings, drawn once for each version of the fonts and of the renderer."""
     versions = f"{matplotlib.__version__}-{features.version('freetype2')}-{PIXELS}-{POINTS}-{MIN_FONTS}"
     path = cache_folder() / f"glyphs-{versions}.npz"
     try:
@@ -71,7 +71,7 @@ def _cached() -> tuple[np.ndarray, list[str], np.ndarray]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("The cache %s is damaged (%s) and is made again.", path, error)
+        log.warning("The cache %s is damaged (%s) and will be made again.", path, error)
     pixels, names, labels = _render()
     with atomic(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, pixels=pixels, names=np.array(names), labels=labels)
@@ -79,13 +79,13 @@ def _cached() -> tuple[np.ndarray, list[str], np.ndarray]:
 
 
 def _fonts() -> list[Path]:
-    """matplotlib's fonts, without LastResort and the cm* fonts, whose character maps differ from Unicode."""
+    """List matplotlib's fonts, without LastResort and the cm* fonts, whose character maps differ from Unicode."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return sorted(p for p in folder.glob("*.ttf") if not p.name.startswith(("LastResort", "cm")))
 
 
 def _render() -> tuple[np.ndarray, list[str], np.ndarray]:
-    """pixels (N, PIXELS, PIXELS) uint8, names, labels (N,)."""
+    """Render all characters: pixels (N, PIXELS, PIXELS) uint8, names, labels (N,)."""
     drawn: dict[int, dict[str, bytes]] = {}  # character -> font -> rendering
     for path in track(_fonts(), "drawing glyphs"):
         font = ImageFont.truetype(str(path), POINTS, layout_engine=ImageFont.Layout.BASIC)

@@ -23,7 +23,7 @@ def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Ben
     Args:
         root: the folder with `list_eval_partition.txt`, itself or in `Eval`, and `img`, itself or in `Img`.
         crop: cut every image to its bounding box (`list_bbox_inshop.txt`, itself or in `Anno`).
-        max_queries: ask a fixed draw of so many queries.
+        max_queries: use a fixed random draw of so many queries; None = all.
 
     Raises:
         ValueError: a file is missing or a list is damaged.
@@ -40,7 +40,7 @@ def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Ben
     def part(name: str) -> FileImages:
         chosen = [(path, items[item]) for path, item, partition in rows if partition == name]
         if not chosen:
-            raise ValueError(f"list_eval_partition.txt in '{folder}' names no image of the part '{name}'.")
+            raise ValueError(f"list_eval_partition.txt in '{folder}' has no image of the part '{name}'.")
         found = listed("inshop", images, [images / path for path, _ in chosen], [item for _, item in chosen], SOURCE)
         check_counts("inshop", name, found, *PARTS[name])
         if not crop:
@@ -58,7 +58,7 @@ def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Ben
 
 
 def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> list[list[str]]:
-    """The rows of one of the data set's lists, wherever below root it was unpacked."""
+    """Read the rows of one of the data set's lists, wherever below root it was unpacked."""
     path = next((p for p in (root / name, *(root / f / name for f in folders)) if p.is_file()), None)
     if path is None:
         raise missing("inshop", root / folders[0] / name, root, SOURCE)
@@ -66,6 +66,8 @@ def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> lis
     for number, line in enumerate(path.read_text().splitlines()[HEADER:], start=1 + HEADER):
         row = line.split()
         if row and (len(row) != columns or (columns == 7 and not "".join(row[3:]).isdigit())):
-            raise ValueError(f"'{path}', line {number}, is not {columns} columns as published; unpack it again.")
+            raise ValueError(
+                f"'{path}', line {number}, does not have the {columns} columns of the published list; unpack it again."
+            )
         rows += [row] if row else []
     return rows

@@ -1,8 +1,8 @@
 """Landmarks without a download: a landmark is a wall full of posters, an image a camera's view of a part of it.
 
-The renderer knows which part of a wall each view shows: what two views have in common is known, not labelled. Views of
-one wall that have nothing in common can still be linked by others that overlap with both: these are the ones that
-`transitive` asks for.
+The renderer knows which part of a wall each view shows, so what two views have in common is known and not labelled.
+Views of one wall that have nothing in common can still be linked by others that overlap with both: these are the
+positives of the protocol `transitive`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Posters(ImageSet):
     """Views of walls.
 
     Args:
-        seed: of the world.
+        seed: of all walls and views.
         walls: (N,) number of each view's wall.
         views: (N,) number of each view of its wall.
     """
@@ -46,20 +46,26 @@ class Posters(ImageSet):
         return self.camera(index).render()
 
     def seen(self) -> np.ndarray:
-        """(N, cells) bool: which cells of its wall each view shows."""
+        """Return (N, cells) bool, which cells of its wall each view shows."""
         return np.stack([view.seen() for view in self.cameras()])
 
     def camera(self, index: int) -> Camera:
-        """Of one view."""
+        """Return the camera of one view."""
         return Camera(self.seed, int(self.walls[index]), int(self.views[index]))
 
     def cameras(self) -> Iterator[Camera]:
-        """The camera of each view."""
+        """Yield the camera of each view."""
         return (self.camera(index) for index in range(len(self.walls)))
 
 
 class Camera:
-    """Where a camera stands, what light there is, and what stands in its way; all of it drawn from the numbers."""
+    """Position, light and occluder of a view, all drawn from its numbers.
+
+    Args:
+        seed: of all walls and views.
+        wall_: number of the wall.
+        view: number of the view.
+    """
 
     def __init__(self, seed: int, wall_: int, view: int):
         self.seed, self.wall, self.random = seed, wall_, np.random.default_rng((seed, wall_, view))
@@ -87,12 +93,12 @@ class Camera:
         return np.append(np.linalg.solve(np.array(rows), self.corners.ravel()), 1).reshape(3, 3)
 
     def seen(self) -> np.ndarray:
-        """(cells,) bool: the cells of the wall whose centre is in the picture, and not behind anything."""
+        """Return (cells,) bool, the cells of the wall whose centre is in the picture and not occluded."""
         x, y = np.meshgrid(np.arange(CELL / 2, WIDTH, CELL), np.arange(CELL / 2, HEIGHT, CELL))
         return self.sees(np.column_stack([x.ravel(), y.ravel()]))
 
     def sees(self, points: np.ndarray) -> np.ndarray:
-        """(M, 2) points of the wall -> (M,) bool."""
+        """Return (M,) bool, which points (M, 2) of the wall are in the picture and not occluded."""
         u, v = _mapped(np.linalg.inv(self.homography), points).T
         seen = (u >= 0) & (u < PIXELS) & (v >= 0) & (v < PIXELS)
         if self.occluder:
@@ -101,7 +107,7 @@ class Camera:
         return seen
 
     def on_wall(self, positions: np.ndarray) -> np.ndarray:
-        """(M, 2) positions in the picture, x and y in [0, 1] -> (M, 2) points of the wall."""
+        """Map positions (M, 2) in the picture, x and y in [0, 1], to points (M, 2) of the wall."""
         return _mapped(self.homography, positions * PIXELS)
 
     @property
@@ -113,7 +119,7 @@ class Camera:
         return 1 - (right - left) * (bottom - top) / PIXELS**2
 
     def render(self) -> Image.Image:
-        """The picture, RGB."""
+        """Render the picture, RGB."""
         random = self.random
         twice = np.diag([0.5, 0.5, 1.0])  # drawn at twice the size, and made smaller: no jagged letters
         image = wall(self.seed, self.wall).transform(
@@ -136,15 +142,15 @@ class Camera:
 
 @lru_cache(maxsize=64)
 def _clutter(seed: int, number: int) -> Image.Image:
-    """A piece of a wall that nobody asks for."""
+    """Return a piece of a wall that no query shows."""
     random = np.random.default_rng((seed, CLUTTER, number))
     left, top = int(random.integers(WIDTH - 200)), int(random.integers(HEIGHT - 200))
     return wall(seed, CLUTTER + number // 8).crop((left, top, left + 200, top + 200))
 
 
 class Transitive:
-    """Right are views of the query's wall that have nothing in common with it, but are linked to it on the shortlist:
-    from one view to another that has at least `LINK` in common with it.
+    """Answers in which views of the query's wall are positive that share nothing with it but are linked to it on the
+    shortlist, from one view to another that has at least `LINK` in common with it.
 
     Args:
         common: (Q, N) share of the smaller view that a query and a gallery view have in common.
@@ -157,7 +163,7 @@ class Transitive:
         self.common, self.links, self.own, self.counted = common, links, own, counted
 
     def __call__(self, shortlists: np.ndarray) -> Relevance:
-        """The answers for shortlists (Q, K) of gallery indices; other views of the wall do not count."""
+        """Return the answers for shortlists (Q, K) of gallery indices; other views of the wall do not count."""
         positive, junk = [], []
         for row, listed in enumerate(shortlists):
             own = listed[self.own[row, listed] & self.counted[row, listed]]
@@ -175,25 +181,25 @@ class Transitive:
 
 @benchmarks.register("posters")
 def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720, distractors: int = 200) -> Benchmark:
-    """Walls seen in parts: two thirds of them train, views of the others are searched, and so are distractors.
+    """Walls seen in parts: two thirds of them train, views of the others are searched together with distractors.
 
-    Protocols as for Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
-    more, hard ones a tenth or more; a view that shows less of it, or little at all, or another part of the wall, is
-    junk. `transitive` asks for the other parts, among walls that are painted in the query's colours: what is told apart
-    by colour is junk there, or one who knows nothing but colours would be above chance.
+    Protocols as in Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
+    more, hard ones a tenth or more; a view that shows less of it, or another part of the wall, or is mostly hidden, is
+    junk. The positives of `transitive` are other parts of the wall, among walls that are painted in the query's
+    colours: views in other colours are junk there, since colours alone would tell them apart.
 
     Args:
-        seed: of the world.
-        walls: how many that train or are asked for.
-        views: of each.
-        queries: views that ask, which are not in the gallery.
-        distractors: views of walls that nobody asks for.
+        seed: of all walls and views.
+        walls: number of walls that train or are searched for.
+        views: of each wall.
+        queries: number of query views, which are not in the gallery.
+        distractors: number of views of other walls.
 
     Raises:
         ValueError: there are too few walls or views.
     """
     if walls < 4 or views < 4 or queries < 1:
-        raise ValueError("posters needs 4 walls, 4 views of each and a query at least.")
+        raise ValueError("posters needs at least 4 walls, 4 views of each and one query.")
     trains = 2 * walls // 3
     train, searched = (
         Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)))
@@ -237,7 +243,7 @@ def _mapped(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _asking(seed: int, walls: np.ndarray, first: int) -> Posters:
-    """For each of the walls (Q,) a view that shows something, numbered behind the `first` ones of its wall."""
+    """Choose for each of the walls (Q,) a view that is not mostly hidden, numbered from `first` on."""
     numbers: dict[int, int] = {}
     views = []
     for number in walls.tolist():
@@ -250,7 +256,7 @@ def _asking(seed: int, walls: np.ndarray, first: int) -> Posters:
 
 
 def overlaps(asking: Posters, gallery: Posters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Q, N) and (N, N) common share of the smaller view, (N,) share of each view that is not hidden."""
+    """Return (Q, N) and (N, N) common share of the smaller view, and (N,) share of each view that is not hidden."""
     ask, seen = asking.seen(), gallery.seen()
     common, within = (np.zeros((len(rows), len(seen)), dtype=np.float32) for rows in (ask, seen))
     for number in np.unique(gallery.walls):
@@ -261,6 +267,6 @@ def overlaps(asking: Posters, gallery: Posters) -> tuple[np.ndarray, np.ndarray,
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(M, cells) and (N, cells) bool -> (M, N): cells in common over those of the smaller view."""
+    """Return for cells (M, cells) and (N, cells) bool the common cells over those of the smaller view, (M, N)."""
     both = one.astype(np.float32) @ other.astype(np.float32).T
     return both / np.maximum(np.minimum(one.sum(axis=1)[:, None], other.sum(axis=1)), 1)

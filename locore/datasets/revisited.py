@@ -36,7 +36,8 @@ def roxford5k(root: str, distractors: str | None = None) -> Benchmark:
 
     Args:
         root: the folder with `gnd_roxford5k.pkl` and, if descriptors are to be extracted, `jpg`.
-        distractors: the folder of revisitop1m, with `revisitop1m.txt`; its images follow the gallery's.
+        distractors: the folder of revisitop1m, with `revisitop1m.txt`, whose images follow the gallery's; None =
+            without.
 
     Raises:
         ValueError: the ground truth is missing or damaged.
@@ -46,12 +47,12 @@ def roxford5k(root: str, distractors: str | None = None) -> Benchmark:
 
 @benchmarks.register("rparis6k")
 def rparis6k(root: str, distractors: str | None = None) -> Benchmark:
-    """70 queries, each cropped to its building, among 6,322 images of Paris; arguments as `roxford5k`."""
+    """70 queries, each cropped to its building, among 6,322 images of Paris; arguments and errors as `roxford5k`."""
     return revisited("rparis6k", Path(root).expanduser(), distractors)
 
 
 def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
-    """Either of the two."""
+    """Read either of the two."""
     path = root / f"gnd_{name}.pkl"
     try:
         truth = unpickle(path)
@@ -63,7 +64,7 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         graded = {g: [np.array(each[g], dtype=np.int64).ravel() for each in truth["gnd"]] for g in GRADES}
         for rows in graded.values():
             if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
-                raise ValueError("an answer is no image of the list")
+                raise ValueError("an answer is not an image of the list")
         for each in map(np.concatenate, zip(*graded.values(), strict=True)):
             if len(np.unique(each)) < len(each):
                 raise ValueError("an image is in two grades of a query, or twice in one")
@@ -90,14 +91,14 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
 
 
 def _distractors(root: Path) -> FileImages:
-    """The million images without a landmark of Oxford or Paris."""
+    """Return the million images without a landmark of Oxford or Paris."""
     path = root / "revisitop1m.txt"
     try:
         names = path.read_text(encoding="utf-8-sig").split()
     except OSError:
-        raise ValueError(f"The distractors are not whole: '{path}' is missing. Get it from {SOURCE}.") from None
+        raise ValueError(f"The distractors are incomplete: '{path}' is missing. Get it from {SOURCE}.") from None
     except UnicodeDecodeError:
-        raise ValueError(f"'{path}' is no text; get it again, from {SOURCE}.") from None
+        raise ValueError(f"'{path}' is not a text; get it again from {SOURCE}.") from None
     if len(names) != DISTRACTORS:
         log.warning("'%s' names %d images where %d were published.", path, len(names), DISTRACTORS)
     return FileImages(root / "jpg", names, np.full(len(names), NOBODY))

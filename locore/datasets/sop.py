@@ -15,9 +15,9 @@ def sop(root: str, download: bool = False, max_queries: int | None = None) -> Be
     """Leave-one-out retrieval among the test images.
 
     Args:
-        root: the folder in which `Stanford_Online_Products` is.
+        root: the folder that contains `Stanford_Online_Products`.
         download: fetch it (3 GB) if root is missing or empty.
-        max_queries: ask a fixed draw of so many queries.
+        max_queries: use a fixed random draw of so many queries; None = all.
 
     Raises:
         ValueError: a file is missing or a list is damaged.

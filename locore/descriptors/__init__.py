@@ -1,4 +1,4 @@
-"""Descriptors: extracted with a vision model, kept on disk."""
+"""Descriptors of images: extracted with a vision model, cached on disk, or read from files."""
 
 from locore.descriptors.extractor import Extractor
 from locore.descriptors.table import Descriptors

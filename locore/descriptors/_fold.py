@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: a frozen network does the same with a sixth less work."""
+"""Fold batch norms into the convolutions before them: a frozen network gives the same with a sixth less work."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ TOLERANCE = 1e-3  # of the output's largest value
 
 @torch.no_grad()
 def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
-    """The network in eval mode with every batch norm folded that reads a convolution's output, or itself.
+    """Return the network in eval mode with batch norms folded into the convolutions whose output they read.
 
-    What follows what is seen by running `example` through it. A network whose convolutions do more than convolve, or
-    whose outputs are read twice, gives something else when folded; then it is returned as it was.
+    Which norm follows which convolution is found by running `example` through the network. A network whose convolutions
+    do more than convolve, or whose outputs are read twice, would give something else; then it is returned unchanged.
+
+    Args:
+        network: any network.
+        example: an input.
     """
     folded = copy.deepcopy(network).eval()
     made: list[tuple[Tensor, nn.Conv2d]] = []

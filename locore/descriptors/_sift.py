@@ -1,4 +1,4 @@
-"""SIFT from the images, by OpenCV: local descriptors for who has no network's, made for geometric verification."""
+"""SIFT by OpenCV: local descriptors from the images themselves, made for geometric verification."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ LONGEST = 1024  # pixels of the longer side; a larger image is made smaller
 
 
 def version() -> str:
-    """OpenCV's, since another one may find other keypoints."""
+    """Return OpenCV's version, since another one may find other keypoints."""
     import cv2
 
     return cv2.__version__
 
 
 def features(images: Sequence[Image.Image], count: int) -> Tensor:
-    """The keypoints of the strongest response in each image, as `write_arrays` has them: (N, count, 5 + 128).
+    """Describe the keypoints of the strongest response in each image.
 
-    Descriptors (Lowe 2004) are compared by the root of their shares (Arandjelović and Zisserman 2012). An image with
+    Descriptors (Lowe 2004) are the roots of their L1-normalised values (Arandjelović and Zisserman 2012). An image with
     fewer keypoints has missing ones.
+
+    Args:
+        images: the images.
+        count: keypoints of each.
+
+    Returns:
+        (N, count, 5 + 128), as `write_arrays` has them.
     """
     import cv2  # a second that nobody else need wait
 

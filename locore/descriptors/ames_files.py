@@ -1,6 +1,6 @@
-"""Files of AMES and LOCORE: local descriptors in HDF5, raw global descriptors, neighbours, training lists.
+"""Files of AMES and LOCORE: local descriptors in HDF5, raw global descriptors, and neighbours.
 
-Descriptors are read from disk as they are asked for: a gallery of a million images need not fit into memory.
+Descriptors are read from disk when they are needed, so a gallery of a million images need not fit into memory.
 """
 
 from __future__ import annotations
@@ -30,32 +30,36 @@ LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale
 
 
 def read_globals(path: Path, images: int) -> np.ndarray:
-    """Raw float32 (N, D), on disk until it is read; D follows from the size of the file.
+    """Map raw float32 descriptors (N, D) from disk; D follows from the size of the file.
+
+    Args:
+        path: the file.
+        images: N.
 
     Raises:
-        ValueError: there is none, or its size is no multiple of so many images.
+        ValueError: the file is missing, or its size does not fit so many images.
     """
     try:
         size = path.stat().st_size
     except OSError:
-        raise ValueError(f"No global descriptors at '{path}'.") from None
+        raise ValueError(f"There are no global descriptors at '{path}'.") from None
     if not size or not images or size % (4 * images):
         raise ValueError(
-            f"'{path}' has {size:,} bytes, which are no float32 descriptors of {images:,} images; it is another "
-            "gallery's, or was not copied whole."
+            f"'{path}' has {size:,} bytes, which are not float32 descriptors of {images:,} images; it belongs to "
+            "another gallery, or was copied incompletely."
         )
     rows = np.memmap(path, dtype=np.float32, mode="c", shape=(images, size // (4 * images)))
     norm = float(np.median(np.linalg.norm(rows[:LOOKED_AT].astype(np.float64), axis=1)))
     if not 0.5 < norm < 2:
         log.warning(
-            "'%s' has descriptors of norm %.2g where 1 is wanted, since inner products are compared; is it float32?",
+            "'%s' has descriptors of norm %.2g; it should be 1, since inner products are compared. Is it float32?",
             *(path, norm),
         )
     return rows
 
 
 def write_globals(path: Path, rows: np.ndarray) -> None:
-    """Write (N, D) as raw float32, atomically."""
+    """Write descriptors (N, D) as raw float32, atomically."""
     with atomic(path) as temporary:
         np.ascontiguousarray(rows, dtype=np.float32).tofile(temporary)
 
@@ -65,11 +69,11 @@ class Locals:
 
     Args:
         path: the file.
-        images: how many it is to describe.
-        count: L, the first of each image's; None = all.
+        images: number of images that it must describe.
+        count: L, the first descriptors of each image that are read; None = all.
 
     Raises:
-        ValueError: it is missing or damaged, or of another shape or type.
+        ValueError: the file is missing or damaged, or of another shape or type.
     """
 
     def __init__(self, path: Path, images: int, count: int | None = None):
@@ -79,20 +83,20 @@ class Locals:
             table = file[LOCALS]
             shape, kind = table.shape, table.dtype
         except FileNotFoundError:
-            raise ValueError(f"No local descriptors at '{path}'.") from None
+            raise ValueError(f"There are no local descriptors at '{path}'.") from None
         except (OSError, KeyError, RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
         if len(shape) != 3 or shape[2] <= LEADING or kind not in (np.float16, np.float32, np.float64):
             raise ValueError(
-                f"'{path}' has {kind} of shape {shape} where float16, float32 or float64 of (images, descriptors, "
-                "5 + width) is wanted."
+                f"'{path}' has {kind} of shape {shape} ; wanted is float16, float32 or float64 of "
+                "(images, descriptors, 5 + width)."
             )
         if shape[0] != images:
-            raise ValueError(f"'{path}' describes {shape[0]:,} images where {images:,} are asked for.")
+            raise ValueError(f"'{path}' describes {shape[0]:,} images, but {images:,} are needed.")
         if count is not None and not 1 <= count <= shape[1]:
-            raise ValueError(f"'{path}' has {shape[1]} descriptors an image where {count} are asked for.")
+            raise ValueError(f"'{path}' has {shape[1]} descriptors an image, but {count} are needed.")
         if table.external or table.is_virtual or not table.id.get_storage_size():
-            raise ValueError(f"'{path}' has no rows of its own: it names other files, or was never written to.")
+            raise ValueError(f"'{path}' has no rows of its own: it refers to other files, or was never filled.")
         self.count, self.width = count or shape[1], shape[2] - LEADING
         offset = table.id.get_offset()
         # Rows of a contiguous table lie side by side, and a memory map reads them without HDF5's cost of a selection.
@@ -102,7 +106,7 @@ class Locals:
         return len(self._table)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """(M,) rows in any order -> (M, L, 5 + D); each is read once, in the order in which they lie on disk."""
+        """Read rows (M,) in any order as (M, L, 5 + D); each row is read once, in the order on disk."""
         known, places = np.unique(rows, return_inverse=True)
         found = np.empty((len(known), self.count, LEADING + self.width), dtype=self._table.dtype)
         try:
@@ -113,12 +117,12 @@ class Locals:
         finite = np.isfinite(found).all(axis=(1, 2))
         if not finite.all():
             image = known[np.flatnonzero(~finite)[0]]
-            raise ValueError(f"'{self.path}' has descriptors that are not finite (image {image}); extract them again.")
+            raise ValueError(f"'{self.path}' has descriptors that are not finite (image {image}); extract it again.")
         return found[places]
 
 
 def write_locals(path: Path, features: np.ndarray) -> None:
-    """Write (N, L, 5 + D) as their HDF5, contiguous, atomically."""
+    """Write features (N, L, 5 + D) as contiguous HDF5, atomically."""
     with atomic(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset(LOCALS, data=features)
 
@@ -126,7 +130,14 @@ def write_locals(path: Path, features: np.ndarray) -> None:
 def write_joined(
     parts: Iterable[tuple[np.ndarray, np.ndarray]], images: int, globals_path: Path, locals_path: Path
 ) -> None:
-    """Write descriptors that come a part at a time, (n, D) and (n, L, 5 + D), as both files, each whole or absent."""
+    """Write descriptors that come in parts to both files, each whole or absent.
+
+    Args:
+        parts: global descriptors (n, D) and features (n, L, 5 + D) of each part.
+        images: number of images in all.
+        globals_path: file of the global descriptors.
+        locals_path: file of the local descriptors.
+    """
     with atomic(globals_path) as flat, atomic(locals_path) as tables, h5py.File(tables, "w") as file:
         start, table = 0, None
         with open(flat, "wb") as rows:
@@ -135,7 +146,9 @@ def write_joined(
                     # HDF5 does not survive a full disk, so it is seen to beforehand.
                     needed, free = images * features[0].nbytes, shutil.disk_usage(locals_path.parent).free
                     if needed > free:
-                        raise OSError(f"'{locals_path}' needs {needed:,} bytes, and {free:,} are free; make room.")
+                        raise OSError(
+                            f"'{locals_path}' needs {needed:,} bytes, and {free:,} are free; free some space."
+                        )
                     table = file.create_dataset(LOCALS, (images, *features.shape[1:]), features.dtype)
                 np.ascontiguousarray(global_matrix, dtype=np.float32).tofile(rows)
                 table[start : start + len(features)] = features
@@ -144,11 +157,11 @@ def write_joined(
 
 @dataclass(frozen=True)
 class Stored:
-    """A table of descriptors on disk, read where it is asked for: what `Descriptors` are in memory.
+    """A table of descriptors on disk, read when it is indexed.
 
     Attributes:
         global_matrix: (N, Dg) rows.
-        local_table: of the same images.
+        local_table: local descriptors of the same images.
     """
 
     global_matrix: np.ndarray
@@ -157,26 +170,26 @@ class Stored:
     def __post_init__(self):
         if len(self.global_matrix) != len(self.local_table):
             raise ValueError(
-                f"Global descriptors of {len(self.global_matrix):,} images and local ones of {len(self.local_table):,} do not "
-                "belong together."
+                f"Global descriptors of {len(self.global_matrix):,} images and local ones of {len(self.local_table):,} "
+                "do not belong together."
             )
 
     def __len__(self) -> int:
         return len(self.global_matrix)
 
     def __getitem__(self, rows: Tensor) -> Descriptors:
-        """Descriptors of some images, rows of any shape."""
+        """Read the descriptors of some images, rows of any shape."""
         flat = rows.flatten().numpy()
         global_matrix = np.ascontiguousarray(self.global_matrix[flat])
         if not np.isfinite(global_matrix).all():
-            raise ValueError("A global descriptor is not finite; extract them again.")
+            raise ValueError("A global descriptor is not finite; extract the file again.")
         read = unpack(torch.from_numpy(global_matrix), torch.from_numpy(self.local_table[flat]))
         return read[torch.arange(len(flat)).view(rows.shape)]
 
 
 @dataclass(frozen=True)
 class Behind:
-    """Rows (N, D) of two tables, the second's behind the first's, still where they are."""
+    """Rows (N, D) of two tables, those of the second after those of the first, without a copy."""
 
     first: np.ndarray
     second: np.ndarray
@@ -195,7 +208,7 @@ class Behind:
 
 @dataclass(frozen=True)
 class Joined:
-    """Two tables on disk as one, a gallery and the distractors behind it."""
+    """Two tables on disk as one: a gallery, then the distractors."""
 
     first: Stored
     second: Stored
@@ -209,7 +222,7 @@ class Joined:
         return Behind(self.first.global_matrix, self.second.global_matrix)
 
     def __getitem__(self, rows: Tensor) -> Descriptors:
-        """Descriptors of some images, rows of any shape."""
+        """Read the descriptors of some images, rows of any shape."""
         flat = rows.flatten()
         ours = flat < len(self.first)
         parts = self.first[flat[ours]], self.second[flat[~ours] - len(self.first)]
@@ -219,60 +232,65 @@ class Joined:
 
 
 def on_disk(table: object) -> bool:
-    """Whether a table is read from disk, so that it pays to read ahead."""
+    """Return whether a table is read from disk, so that reading ahead pays."""
     return isinstance(table.table if isinstance(table, Rows) else table, Stored | Joined)
 
 
 def count_images(path: Path) -> int:
-    """How many images a file of local descriptors describes.
+    """Return how many images a file of local descriptors describes.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: the file is missing or damaged.
     """
     try:
         with h5py.File(path, "r") as file:
             return len(file[LOCALS])
     except FileNotFoundError:
-        raise ValueError(f"No local descriptors at '{path}'.") from None
+        raise ValueError(f"There are no local descriptors at '{path}'.") from None
     except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
 
 
 def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
-    """A shortlist that someone made: a pickled array or tensor [2, queries, topk], similarities then indices.
+    """Read a shortlist: a pickled array or tensor (2, queries, topk), similarities and then indices.
+
+    Args:
+        path: the file.
+        queries: number of queries.
+        gallery: number of gallery images.
 
     Raises:
-        ValueError: it is missing, cannot be read safely, or of another shape, or names images that are not there.
+        ValueError: the file is missing, cannot be read safely, has another shape, or names images that do not exist.
     """
     try:
         found = unpickle(path)
     except FileNotFoundError:
-        raise ValueError(f"No neighbours at '{path}'.") from None
+        raise ValueError(f"There are no neighbours at '{path}'.") from None
     if isinstance(found, Tensor) and found.is_complex():
-        raise ValueError(f"'{path}' has complex numbers where similarities and indices are wanted.")
+        raise ValueError(f"'{path}' has complex numbers instead of similarities and indices.")
     try:
         table = found.detach().float().numpy() if isinstance(found, Tensor) else np.asarray(found)
     except (TypeError, NotImplementedError, RuntimeError):
         raise ValueError(f"'{path}' has a tensor without plain values, such as a sparse one.") from None
     except ValueError:
-        raise ValueError(f"'{path}' has lists of different lengths where an array is wanted.") from None
+        raise ValueError(f"'{path}' has lists of different lengths instead of an array.") from None
     if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
         raise ValueError(
-            f"'{path}' has {table.dtype} of shape {table.shape} where (2, {queries}, neighbours) is wanted, "
-            "similarities and then indices."
+            f"'{path}' has {table.dtype} of shape {table.shape} ; wanted is (2, {queries}, neighbours), similarities "
+            "and then indices."
         )
     if not np.isfinite(table).all():
         raise ValueError(f"'{path}' has similarities or indices that are not finite.")
     kind = str(getattr(found, "dtype", table.dtype)).removeprefix("torch.")
     exact = {"bfloat16": 2**8, "float16": 2**11}.get(kind, 2**24)
     if table.dtype != np.float64 and table.dtype.kind == "f" and gallery > exact:
-        raise ValueError(f"'{path}' is of too few bits for the indices of {gallery:,} images; save it in float64.")
+        raise ValueError(f"'{path}' has too few bits for the indices of {gallery:,} images; save it as float64.")
     indices = table[1].astype(np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < gallery:
         wrong = indices.min() if indices.min() < 0 else indices.max()
         raise ValueError(f"'{path}' names image {wrong:,}, and the gallery has {gallery:,}.")
     if table.dtype.kind == "f" and (indices != table[1]).any():
-        raise ValueError(f"'{path}' has indices that are no whole numbers.")
+        raise ValueError(f"'{path}' has indices that are not whole numbers.")
     for start in range(0, len(indices), AT_ONCE):
         part = np.sort(indices[start : start + AT_ONCE], axis=1)
         twice = (part[:, 1:] == part[:, :-1]).any(axis=1)

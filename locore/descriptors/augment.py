@@ -1,4 +1,4 @@
-"""Training images as they might also have been seen: cut, turned, lighter or darker."""
+"""Random changes of training images: cut, rotated, lighter or darker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DRAWING = threading.Lock()
 
 
 class View(ImageSet):
-    """Images changed at random, each always in the same way.
+    """Randomly changed images; the change of an image is always the same.
 
     Args:
         base: the images.
-        number: which of their views.
+        number: of the view.
     """
 
     def __init__(self, base: ImageSet, number: int):
@@ -48,10 +48,10 @@ def _changed(image: Image.Image) -> Image.Image:
 
 
 class AnyView:
-    """A table that gives one of several descriptors of an image, drawn anew each time.
+    """A table that returns the descriptors of a random view of each image, drawn anew each time.
 
     Args:
-        views: descriptors of the same images, a view each.
+        views: descriptors of the same images, one for each view.
     """
 
     def __init__(self, views: list[Descriptors]):

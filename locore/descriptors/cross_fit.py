@@ -1,7 +1,7 @@
-"""Descriptors of training images by networks that have never seen their classes, as no network has seen a test class.
+"""Describe training images by embedders that have not seen their classes, as no embedder has seen a test class.
 
-A network that was fitted on a class makes that class's lists unrealistically easy. So one is fitted on each half of the
-training classes, and describes the other half.
+An embedder that was trained on a class makes the lists of that class unrealistically easy. So one is trained on each
+half of the training classes, and describes the other half.
 """
 
 from __future__ import annotations
@@ -23,26 +23,31 @@ CELLS = 50_000  # local descriptors that a turn is estimated from
 
 
 def halves(labels: np.ndarray) -> np.ndarray:
-    """(N,) 0 or 1, the same for all images of a class."""
+    """Return (N,) 0 or 1, the half of each image's class."""
     classes = np.random.default_rng(1).permutation(np.unique(labels))
     return np.isin(labels, classes[len(classes) // 2 :]).astype(np.int64)
 
 
 def has_halves(folder: Path) -> bool:
-    """Whether a folder of `experiments.embed` has embedders of halves."""
+    """Return whether a folder of `experiments.embed` has the two embedders of halves."""
     return all((folder / file).exists() for file in FITTED_ON)
 
 
 def describe_unseen(
     folder: Path, like: Extractor, images: ImageSet, in_training: bool
 ) -> tuple[Descriptors, np.ndarray]:
-    """Descriptors by the embedders in a folder, and (N,) which embedder made each.
+    """Describe images by the embedders in a folder.
 
-    The embedders of halves are turned to see as the whole one does, since test images are described by that one.
+    The embedders of halves are rotated onto the one of all classes, since that one describes the test images.
 
     Args:
-        like: model, image size and locals.
-        in_training: these are the images that the embedders were trained on.
+        folder: of `experiments.embed`.
+        like: extractor with the model, image size and local descriptors.
+        images: the images.
+        in_training: they are the images that the embedders were trained on.
+
+    Returns:
+        The descriptors, and (N,) the number of the embedder that made each.
     """
 
     def by(file: str) -> Descriptors:
@@ -57,9 +62,13 @@ def describe_unseen(
 
 
 def turned(descriptors: Descriptors, like: Descriptors) -> Descriptors:
-    """Global and local descriptors, each turned (and mirrored) to lie nearest to others of the same images.
+    """Rotate global and local descriptors, each to lie nearest to those of another embedder of the same images.
 
-    Orthogonal Procrustes (Schoenemann 1966): inner products among them stay what they are.
+    Orthogonal Procrustes (Schoenemann 1966): inner products among the descriptors do not change.
+
+    Args:
+        descriptors: that are rotated.
+        like: of the other embedder.
     """
     return replace(
         descriptors,
@@ -69,7 +78,7 @@ def turned(descriptors: Descriptors, like: Descriptors) -> Descriptors:
 
 
 def _turned(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows (M, D) turned to lie nearest to others."""
+    """Rotate rows (M, D) to lie nearest to others."""
     some = torch.from_numpy(np.random.default_rng(0).permutation(len(rows))[:CELLS])
     u, _, vh = torch.linalg.svd(rows[some].double().T @ like[some].double())
     return (rows.float() @ (u @ vh).float()).to(like.dtype)

@@ -1,4 +1,4 @@
-"""Which cells of a feature map become local descriptors: those with the highest weight."""
+"""Detectors: the weights by which cells of a feature map become local descriptors."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from locore.descriptors.pooling import Attention
 
 
 class Seen:
-    """Where the class token looked, (N, h·w) of the last forward pass."""
+    """Attention of the class token in the last forward pass, (N, h·w)."""
 
     weights: Tensor
 
 
 @contextmanager
 def class_attention(network: Any) -> Iterator[Seen]:
-    """Within the block, what the network's last layer attends to from its class token, in the mean over its heads.
+    """Record, within the block, the attention of the class token in the network's last layer, averaged over heads.
 
     Raises:
-        ValueError: the network is no plain vision transformer with a class token.
+        ValueError: the network is not a plain vision transformer with a class token.
     """
     plain = isinstance(network, VisionTransformer) and type(network.blocks[-1].attn) is vision_transformer.Attention
     if not plain or network.cls_token is None:
         raise ValueError(
-            "Extractor.detector = 'class' is for timm's plain vision transformers with a class token; give 'norm', or "
-            "a trained detector."
+            "Extractor.detector = 'class' works for timm's plain vision transformers with a class token; give 'norm', "
+            "or a trained detector."
         )
     attention, first = network.blocks[-1].attn, network.num_prefix_tokens
     seen = Seen()
@@ -50,15 +50,15 @@ def class_attention(network: Any) -> Iterator[Seen]:
 
 
 def trained_detector(embedder: Embedder) -> Attention:
-    """The attention of an embedder that pools with one.
+    """Return the attention pooling of an embedder.
 
     Raises:
-        ValueError: it pools otherwise.
+        ValueError: the embedder pools otherwise.
     """
     detector = embedder.pool
     if not isinstance(detector, Attention):
         raise ValueError(
-            f"The embedder pools by '{embedder.spec['pooling']}', so it is no detector; train one with "
+            f"The embedder pools by '{embedder.spec['pooling']}', so it is not a detector; train one with "
             "gin/embed/detector.gin."
         )
     return detector.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A vision model and what makes a global descriptor of its last feature map: as it comes, or trained."""
+"""A vision model and the pooling of its last feature map into a global descriptor, pretrained or fine-tuned."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ GRIDS = ("vision_transformer", "eva")  # timm's modules whose models can do so
 
 
 class Embedder(nn.Module):
-    """A timm model, a pooling of its last map, and optionally a layer norm and a linear head.
+    """A timm model, a pooling of its last feature map, and optionally a layer norm and a linear head.
 
     Args:
-        model: a timm model's name.
-        image_size: side in pixels of the square images that it gets.
+        model: name of a timm model.
+        image_size: side in pixels of its square images.
         pooling: "avg", "max", "gem" (p = 3), "avg+max", "attention" (learned), or "class", a transformer's own token.
-        layer_norm: of what is pooled, without weights.
-        dim: width of the descriptor behind a linear head; None = no head.
-        local_dim: width that cells of the last map are projected to as local descriptors; None = as they are.
+        layer_norm: normalise the pooled features, without weights.
+        dim: width of the descriptor after a linear head; None = no head.
+        local_dim: width that cells of the last map are projected to as local descriptors; None = no projection.
 
     Attributes:
         channels: C of the last map.
@@ -64,7 +64,7 @@ class Embedder(nn.Module):
         if patch and image_size % patch:
             near = max(patch, round(image_size / patch) * patch)
             raise ValueError(
-                f"image_size = {image_size} is no multiple of {model}'s patches of {patch}; set it to {near}."
+                f"image_size = {image_size} is not a multiple of {model}'s patches of {patch}; set it to {near}."
             )
         self.network: Any = timm.create_model(model, num_classes=0, **_size(model, image_size))
         if pooling == "class" and getattr(self.network, "cls_token", None) is None:
@@ -82,34 +82,39 @@ class Embedder(nn.Module):
             self.local = nn.Conv2d(self.channels, local_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, Dg), L2-normalised."""
+        """Describe images (N, 3, H, W) by L2-normalised global descriptors (N, Dg)."""
         return self.describe(self.maps(images)[0])
 
     def describe(self, last: Tensor) -> Tensor:
-        """What `maps` gives first -> (N, Dg), L2-normalised."""
+        """Turn the first result of `maps` into global descriptors (N, Dg), L2-normalised."""
         return self.from_pooled(self.pool(last))
 
     def from_pooled(self, pooled: Tensor) -> Tensor:
-        """(N, C) -> (N, Dg), L2-normalised."""
+        """Turn pooled features (N, C) into global descriptors (N, Dg), L2-normalised."""
         return F.normalize(self.head(self.norm(pooled)), dim=-1)
 
-    def input(self, images: Sequence[Image.Image], scale: float = 1.0, proportions: bool = False) -> Tensor:
-        """RGB images resized to image_size · scale, whole patches of a transformer, and normalised; (N, 3, H, W).
+    def input(self, images: Sequence[Image.Image], scale: float = 1.0, keep_aspect_ratio: bool = False) -> Tensor:
+        """Resize images to image_size · scale, or whole patches of a transformer, and normalise them.
 
         Args:
-            proportions: that is the longer side, of the whole image where this one is cut out of it; the images have to
-                be of one shape. Else they are made square.
+            images: RGB; of one shape if `keep_aspect_ratio`.
+            scale: over image_size.
+            keep_aspect_ratio: image_size is the longer side, of the whole image if this one was cut out of it; False =
+                images are made square.
+
+        Returns:
+            (N, 3, H, W).
         """
         patch, size = _patch(self.spec["model"]), self.spec["image_size"] * scale
         fewest = 1 if patch else min(LEAST, self.spec["image_size"])
 
         def side(pixels: int, longer: int) -> int:
             step = patch or 1
-            return max(round(size * pixels / longer / step), fewest if proportions else 1) * step
+            return max(round(size * pixels / longer / step), fewest if keep_aspect_ratio else 1) * step
 
         def sides(image: Image.Image) -> list[int]:
             longer = max(image.info.get(WHOLE_SIZE, image.size))
-            return [side(image.height, longer), side(image.width, longer)] if proportions else [side(1, 1)] * 2
+            return [side(image.height, longer), side(image.width, longer)] if keep_aspect_ratio else [side(1, 1)] * 2
 
         pixels = np.stack([np.asarray(transforms.resize(image, sides(image), antialias=True)) for image in images])
         mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -117,8 +122,15 @@ class Embedder(nn.Module):
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
     def maps(self, images: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
-        """The last feature map (N, C, h, w), or the last tokens (N, tokens, C) where the class token is pooled, and
-        the map of locals: a stage's (an index into timm's), or the last one projected.
+        """Return the last feature map and the map that local descriptors are read from.
+
+        Args:
+            images: (N, 3, H, W).
+            stage: index into timm's intermediate maps for the local descriptors; None = the last map, projected.
+
+        Returns:
+            The last map (N, C, h, w), or the last tokens (N, tokens, C) if the class token is pooled; and the map of
+            locals.
         """
         stages = [-1] if stage is None else [stage, -1]
         last, maps = self.network.forward_intermediates(images, indices=stages, norm=True, output_fmt="NCHW")
@@ -136,15 +148,17 @@ class Embedder(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Embedder:
-        """What `save` wrote.
+        """Read an embedder that `save` wrote.
 
         Raises:
-            ValueError: there is none, it is damaged, or it is not one of ours.
+            ValueError: the file is missing or damaged, or not one of ours.
         """
         try:
             tensors, said = safetensors.read(path)
         except FileNotFoundError:
-            raise ValueError(f"No trained embedder at '{path}'; experiments.embed leaves one in its folder.") from None
+            raise ValueError(
+                f"There is no trained embedder at '{path}'; experiments.embed writes one to its folder."
+            ) from None
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{path}' is damaged ({error}).") from error
         if "embedder" not in said:
@@ -155,14 +169,17 @@ class Embedder(nn.Module):
 
     @classmethod
     def pretrained(cls, model: str, weights: str, image_size: int, pooling: str) -> Embedder:
-        """A model without a head.
+        """Create a model without a head.
 
         Args:
+            model: name of a timm model.
             weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
                 "random" (seed 0), or a file with a state dict.
+            image_size: side in pixels.
+            pooling: see `Embedder`.
 
         Raises:
-            ValueError: there are no such weights, or they are another model's.
+            ValueError: the weights are missing, or belong to another model.
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -177,10 +194,10 @@ class Embedder(nn.Module):
 
 
 def weights_file(model: str, weights: str) -> Path | None:
-    """The file behind a name of weights; None where they are in none.
+    """Return the file of named weights; None if they are in no file.
 
     Raises:
-        ValueError: timm has no such model, or the bundled weights are another's.
+        ValueError: timm has no such model, or the bundled weights belong to another one.
     """
     _check(model)
     if weights in ("pretrained", "random"):
@@ -198,7 +215,7 @@ def weights_file(model: str, weights: str) -> Path | None:
 
 
 def is_trained(path: Path) -> bool:
-    """Whether a file of weights is an embedder that `Embedder.save` wrote."""
+    """Return whether a file of weights is an embedder that `Embedder.save` wrote."""
     try:
         return "embedder" in safetensors.read(path)[1]
     except (OSError, SafetensorError):
@@ -220,7 +237,7 @@ def _load(network: nn.Module, path: Path) -> None:
     if not _alike(known, wanted) and [v.shape for v in wanted.values()] == [v.shape for v in known.values()]:
         known = dict(zip(wanted, known.values(), strict=True))
     if not _alike(known, wanted):
-        raise ValueError(f"The weights in '{path}' are not those of this model: names and shapes differ.")
+        raise ValueError(f"The weights in '{path}' do not belong to this model: names and shapes differ.")
     network.load_state_dict(known)
 
 
@@ -228,7 +245,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.state_dict(path)
     except FileNotFoundError:
-        raise ValueError(f"No weights at '{path}'; set Extractor.weights to a state dict's file.") from None
+        raise ValueError(f"There are no weights at '{path}'; set Extractor.weights to a state dict's file.") from None
 
 
 def _without_classifier(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -240,14 +257,16 @@ def _alike(known: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
 
 
 def _size(model: str, image_size: int) -> dict[str, Any]:
-    """How a model is told the size of its images, where it is built for one, as vision transformers are."""
+    """Return the arguments that tell a model the size of its images, if it is built for one, as vision transformers
+    are.
+    """
     if not _fixed(model):
         return {}
     return {"img_size": image_size, **({"dynamic_img_size": True} if any_size(model) else {})}
 
 
 def any_size(model: str) -> bool:
-    """Whether one network takes images of several sizes; of transformers those that read positions off a grid."""
+    """Return whether one network takes images of several sizes; of transformers, those with positions on a grid."""
     return not _fixed(model) or timm.models.model_entrypoint(model).__module__.split(".")[-1] in GRIDS
 
 
@@ -257,7 +276,7 @@ def _fixed(model: str) -> bool:
 
 
 def _patch(model: str) -> int | None:
-    """Side in pixels of the patches of such a transformer; None for other models."""
+    """Return the side in pixels of a transformer's patches; None for other models."""
     found = re.search(r"patch(\d+)", model)
     return int(found[1]) if found and _fixed(model) and any_size(model) else None
 

@@ -1,4 +1,4 @@
-"""Images to descriptors with any timm model, kept on disk so that no run extracts twice."""
+"""Extract descriptors of images with any timm model, cached on disk so that no run extracts twice."""
 
 from __future__ import annotations
 
@@ -45,20 +45,24 @@ class Extractor:
     """Global and local descriptors of a frozen model.
 
     Attributes:
-        model: a timm model's name.
+        model: name of a timm model.
         weights: "bundled" (ImageNet's, of tf_efficientnet_lite0, installed by pip), "pretrained" (timm's download),
-            "random" (seed 0), a file with a state dict, or the one that `experiments.embed` leaves.
-        image_size: side in pixels of the squares that images are made.
-        proportions: images keep their proportions, image_size is the longer side (of the whole image where a query is
-            cut out of it), and each is described alone.
+            "random" (seed 0), a file with a state dict, or a file that `experiments.embed` wrote.
+        image_size: side in pixels that images are resized to.
+        keep_aspect_ratio: image_size is the longer side (of the whole image if a query is cut out of it), and each
+            image is described alone; False = images are made square.
         pooling: of the last feature map into the global descriptor, see `Embedder`; a trained embedder has its own.
-        local_stage: which feature map locals are read from, an index into timm's intermediates; None = the last map.
-        scales: images are also described at these times image_size; globals are averaged, locals compete.
-        locals_: "grid": the map's cells, averaged to `grid` × `grid`. "top": the `top` cells with the largest weight.
-            "sift": the `top` keypoints with the strongest response of SIFT, whatever the model and `local_stage` are.
-        detector: what weighs a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
-            embedder that pools by attention, as `experiments.embed --gin gin/embed/detector.gin` leaves it.
-        batch: images a forward pass, where they are of one size.
+        local_stage: feature map of the local descriptors, an index into timm's intermediate maps; None = the last map.
+        scales: factors of image_size at which images are described; global descriptors are averaged, local ones
+            compete.
+        local_features: "grid" = cells of the map, averaged to `grid_size` × `grid_size`; "top" = the `top_k` cells with
+            the largest weight; "sift" = the `top_k` strongest keypoints of SIFT, whatever the model and `local_stage`
+            are.
+        grid_size: side of the grid in cells.
+        top_k: number of cells or keypoints.
+        detector: weight of a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
+            embedder that pools by attention, as `experiments.embed --gin gin/embed/detector.gin` writes it.
+        batch_size: images in a forward pass, if they are of one size.
     """
 
     model: str = BUNDLED
@@ -90,34 +94,32 @@ class Extractor:
             raise ValueError(f"Extractor.scales = {self.scales} must be one or more positive numbers.")
         if self.local_features == "grid" and len(self.scales) > 1:
             raise ValueError(
-                "Extractor.scales are several, and a grid is of one; set Extractor.local_features = 'top'."
+                "Extractor.scales has several scales, and a grid needs one; set Extractor.local_features = 'top'."
             )
         if self.local_features != "top" and self.detector != "norm":
-            raise ValueError("Extractor.detector chooses cells, so set Extractor.local_features = 'top'.")
+            raise ValueError("Extractor.detector needs cells to choose from; set Extractor.local_features = 'top'.")
         if (len(self.scales) > 1 or self.keep_aspect_ratio) and not any_size(self.model):
             raise ValueError(
-                f"{self.model} is made for one size of images, so leave Extractor.scales and Extractor.keep_aspect_ratio out."
+                f"{self.model} takes images of one size; leave Extractor.scales and Extractor.keep_aspect_ratio out."
             )
         if self.detector == "class" and self.local_stage is not None:
-            raise ValueError(
-                "Extractor.detector = 'class' weighs the last map, so leave Extractor.local_stage at None."
-            )
+            raise ValueError("Extractor.detector = 'class' weighs the last map; leave Extractor.local_stage at None.")
         weights_file(self.model, self.weights)
 
     @property
     def search_settings(self) -> dict[str, Any]:
-        """The settings that global descriptors follow from, by name."""
+        """Settings that global descriptors follow from, by name."""
         names = ("model", "weights", "image_size", "keep_aspect_ratio", "pooling", "scales")
         return {f"Extractor.{name}": getattr(self, name) for name in names}
 
     @property
     def locals_per_image(self) -> int:
-        """L."""
+        """L, the number of local descriptors of an image."""
         return self.grid_size**2 if self.local_features == "grid" else self.top_k
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Width of a global and of a local descriptor."""
+        """Widths of a global and of a local descriptor."""
         with torch.inference_mode():
             global_matrix, features = self.tables(self._embedder, [Image.new("RGB", (8, 8))])
         if self.local_features == "sift":  # one colour has no keypoints
@@ -128,7 +130,7 @@ class Extractor:
         return global_matrix.shape[1], features.shape[2] - LEADING
 
     def extract(self, images: ImageSet) -> Descriptors:
-        """Descriptors of all images, from the cache where they are there.
+        """Describe all images of a set, from the cache if they are there.
 
         Raises:
             ValueError: an image cannot be read.
@@ -160,7 +162,14 @@ class Extractor:
         return unpack(torch.from_numpy(global_matrix), torch.from_numpy(features))
 
     def parts(self, images: ImageSet, folder: Path) -> list[tuple[Path, int]]:
-        """Describe images into files in a folder, as `write_arrays` has them; those that are there stay. -> with rows.
+        """Describe images into part files of a folder, except those that are there.
+
+        Args:
+            images: the images.
+            folder: of the files, which `write_arrays` writes.
+
+        Returns:
+            Each file with its number of rows.
 
         Raises:
             ValueError: an image cannot be read.
@@ -178,19 +187,27 @@ class Extractor:
             return write_parts(len(images), self.batch_size, load, self._describe, folder, key)
 
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
-        """Descriptors of images in memory, not cached."""
+        """Describe images in memory, without the cache."""
         with torch.inference_mode():
             inputs = self._inputs(self._embedder, [on_white(image) for image in images])
             return unpack(*map(torch.from_numpy, self._describe(inputs)))
 
     def tables(self, embedder: Embedder, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Images -> globals (N, Dg), features (N, L, 5 + D) as `write_arrays` has them, differentiable."""
+        """Describe images, differentiably.
+
+        Args:
+            embedder: the network.
+            images: RGB.
+
+        Returns:
+            Global descriptors (N, Dg) and features (N, L, 5 + D) as `write_arrays` has them.
+        """
         tables = [self._table(embedder, inputs) for inputs in self._inputs(embedder, images)]
         global_matrix, features = (torch.cat(each) for each in zip(*tables, strict=True))
         return global_matrix, features
 
     def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[list[Tensor]]:
-        """Of images that are described together, for each scale (N, 3, H, W); then what SIFT finds, if asked."""
+        """Prepare images that are described together: (N, 3, H, W) of each scale, then SIFT's features if set."""
         together = [[image] for image in images] if self.keep_aspect_ratio else [images]
         inputs = [[embedder.input(some, scale, self.keep_aspect_ratio) for scale in self.scales] for some in together]
         if self.local_features == "sift":
@@ -223,7 +240,7 @@ class Extractor:
         return together, features
 
     def _at_scale(self, embedder: Embedder, images: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) of the scale of this number -> globals, and features of all cells."""
+        """Describe images (N, 3, H, W) at one scale: global descriptors, and features of all cells."""
         with class_attention(embedder.network) if self.detector == "class" else nullcontext() as seen:
             last, local = embedder.maps(images, self.local_stage)
         global_matrix = embedder.describe(last)
@@ -243,16 +260,16 @@ class Extractor:
         return global_matrix, torch.cat([leading, F.normalize(cells, dim=-1)], dim=-1)
 
     def _describe(self, inputs: list[list[Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-        """`tables` in half precision."""
+        """Describe prepared images, in half precision."""
         tables = [self._table(self._embedder, each) for each in inputs]
         global_matrix, features = (torch.cat(each).half().cpu().numpy() for each in zip(*tables, strict=True))
         return global_matrix, features
 
     def embedder(self) -> Embedder:
-        """The model itself, to train it further.
+        """Return the model itself, to train it further.
 
         Raises:
-            ValueError: there are no such weights, they are another model's, or were trained at another size.
+            ValueError: the weights are missing, belong to another model, or were trained at another size.
         """
         path = Path(self.weights).expanduser()
         if not is_trained(path):
@@ -267,7 +284,7 @@ class Extractor:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        """The model as it describes: frozen, its batch norms folded."""
+        """The model as it describes images: frozen, with folded batch norms."""
         embedder = self.embedder()
         example = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
         embedder.network = fold_batch_norms(embedder.network, example)
@@ -277,12 +294,14 @@ class Extractor:
     def _detector(self) -> Attention:
         embedder = Embedder.load(Path(self.detector).expanduser())
         if embedder.spec["model"] != self.model:
-            raise ValueError(f"The detector '{self.detector}' is of {embedder.spec['model']}, not of {self.model}.")
+            raise ValueError(
+                f"The detector '{self.detector}' was trained on {embedder.spec['model']}, not on {self.model}."
+            )
         return trained_detector(embedder).to(distributed.device())
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with the settings that change a number, and with the weights."""
+        """Hash of the weights and of the settings that change a number; the same as under the settings' first names."""
         own = {name: value for name, value in asdict(self).items() if name not in ("batch_size", "weights")}
         settings = original_keys("Extractor", own)
         if self.local_features == "sift":
@@ -294,7 +313,7 @@ class Extractor:
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def _key(self, images: ImageSet) -> str:
-        """Name of the cache."""
+        """Return the name of the cache file."""
         return f"{self.model}-{hashlib.sha256(f'{self.fingerprint} {images.fingerprint}'.encode()).hexdigest()[:16]}"
 
 
@@ -308,5 +327,5 @@ def _cached(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        log.warning("%s They are extracted again.", error)
+        log.warning("%s The descriptors will be extracted again.", error)
         return None

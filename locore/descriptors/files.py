@@ -1,4 +1,4 @@
-"""Descriptors that someone has extracted already, in the files of AMES and LOCORE."""
+"""Descriptors that were extracted before, in the files of AMES and LOCORE."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ Table = Stored | Joined | Rows
 
 @dataclass(frozen=True)
 class Files:
-    """Where the descriptors of queries and gallery are; they are read as they are needed.
+    """Files of descriptors; they are read when they are needed.
 
     Attributes:
-        root: the folder that the others are below.
-        query_global, gallery_global: raw float32.
-        query_local, gallery_local: HDF5.
-        count: L, how many of an image's local descriptors are used.
-        shortlists: a pickle with the neighbours of the queries, which may come of other global descriptors; None = they
+        query_global: raw float32.
+        query_local: HDF5.
+        gallery_global: raw float32.
+        gallery_local: HDF5.
+        locals_per_image: L, the number of local descriptors of each image that are used.
+        root: folder that the other paths are relative to.
+        shortlists: pickle with the neighbours of the queries, which may come from other global descriptors; None = they
             are searched.
-        distractor_global, distractor_local: of images that follow the gallery's; None = they are in its files.
-        train_global, train_local: of the training images; None = nothing is trained.
-        train_neighbours: a pickle with their neighbours; None = they are searched.
+        distractor_global: of images that follow the gallery's; None = they are in the gallery's files.
+        distractor_local: of the same images.
+        train_global: of the training images; None = nothing is trained.
+        train_local: of the training images.
+        train_neighbours: pickle with the neighbours of the training images; None = they are searched.
     """
 
     query_global: str
@@ -53,24 +57,24 @@ class Files:
         check_types(self)
         for what in ("distractor", "train"):
             if (getattr(self, f"{what}_global") is None) != (getattr(self, f"{what}_local") is None):
-                raise ValueError(f"Files.{what}_global and Files.{what}_local go together.")
+                raise ValueError(f"Files.{what}_global and Files.{what}_local go together; give both or neither.")
 
     @property
     def search_settings(self) -> dict[str, str | None]:
-        """The files that shortlists follow from, by the name of their setting."""
+        """Files that the shortlists follow from, by the name of their setting."""
         names = [f.name for f in fields(self) if f.name.endswith("_global") or f.name in ("root", "shortlists")]
         return {f"Files.{name}": getattr(self, name) for name in names if name != "train_global"}
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of a global and of a local descriptor."""
+        """Widths of a global and of a local descriptor."""
         return _widths(self._stored("gallery", None))
 
     def tables(self, benchmark: Benchmark) -> tuple[Table, Table]:
-        """Of the queries and of the gallery.
+        """Return the tables of the queries and of the gallery.
 
         Raises:
-            ValueError: a file is missing, or another one's.
+            ValueError: a file is missing, or belongs to other images.
         """
         queries = self._table("query", benchmark.queries)
         if not self.distractor_local:
@@ -89,7 +93,7 @@ class Files:
         return queries, Joined(gallery, distractors)
 
     def neighbours_of_queries(self, benchmark: Benchmark) -> Neighbours | None:
-        """The shortlists of the queries, where there is a file of them."""
+        """Return the shortlists of the queries; None if there is no file of them."""
         if not self.shortlists:
             return None
         path, queries = self._path(self.shortlists), benchmark.queries
@@ -102,13 +106,13 @@ class Files:
             found = Neighbours(every.indices[rows], every.similarities[rows], every.demoted[rows])
         if isinstance(benchmark.gallery, JoinedImages) and found.indices.max() < len(benchmark.gallery.parts[0]):
             raise ValueError(
-                f"'{path}' names none of the distractors, so it was made without them; give Files.shortlists that were "
+                f"'{path}' has none of the distractors, so it was made without them; give Files.shortlists that were "
                 "made with them."
             )
         return found
 
     def training(self, images: ImageSet) -> Table:
-        """Of the training images; errors as `tables`."""
+        """Return the table of the training images; errors as `tables`."""
         if not self.train_global or not self.train_local:
             raise ValueError(
                 "There are no descriptors to train on; give Files.train_global and train_local, or Model.checkpoint."
@@ -118,7 +122,7 @@ class Files:
         return train
 
     def training_neighbours(self, images: ImageSet) -> np.ndarray | None:
-        """(N, topk) of the training images, -1 for one that is left out; None where there is no file of them."""
+        """Return (N, topk) neighbours of the training images, -1 for excluded ones; None if there is no file."""
         if not self.train_neighbours:
             return None
         every = len(images.base) if isinstance(images, Subset) else len(images)
@@ -130,14 +134,14 @@ class Files:
         return place[found[images.indices]]
 
     def _table(self, what: str, images: ImageSet) -> Table:
-        """Of images; where they are some of a set's, from files of them alone or of the whole set."""
+        """Return the table of images; those of a subset may be in files of their own or in files of the whole set."""
         described = ames_files.count_images(self._path(getattr(self, f"{what}_local")))
         if isinstance(images, Subset) and described == len(images.base):
             return Rows(self._stored(what, described), torch.from_numpy(images.indices))
         return self._stored(what, len(images))
 
     def _stored(self, what: str, images: int | None) -> Stored:
-        """Of so many images, None = of as many as there are."""
+        """Return the table of so many images; None = of as many as the file has."""
         global_path, local_path = (self._path(getattr(self, f"{what}_{kind}")) for kind in ("global", "local"))
         count = ames_files.count_images(local_path) if images is None else images
         return Stored(ames_files.read_globals(global_path, count), Locals(local_path, count, self.locals_per_image))
@@ -147,7 +151,7 @@ class Files:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The files as lines of a configuration: another size or time is another file."""
+        """The files with size and time as comments of a configuration: a changed file makes another run."""
         paths = [self._path(name) for name in astuple(self) if isinstance(name, str)]
         stats = [(path, path.stat()) for path in paths if path.is_file()]
         return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
@@ -157,7 +161,9 @@ def _alike(one: str, ours: Table, other: str, theirs: Table) -> None:
     """Refuse tables of different widths."""
     for what, width, found in zip(("global", "local"), _widths(ours), _widths(theirs), strict=True):
         if width != found:
-            raise ValueError(f"The {what} descriptors of the {one} are {width} wide and those of the {other} {found}.")
+            raise ValueError(
+                f"The {what} descriptors of the {one} have width {width} and those of the {other} {found}."
+            )
 
 
 def _widths(table: Table) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Descriptors of single images, kept on disk by what is in them."""
+"""Descriptors of single images, cached on disk by their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Picture = str | Path | Image.Image
 
 
 def describe_cached(pictures: Sequence[Picture], extractor: Extractor) -> Descriptors:
-    """Descriptors of all, of which those that are new are extracted, a batch at a time.
+    """Describe images, extracting only those that are not in the cache.
 
     Raises:
         ValueError: an image cannot be read.
@@ -38,7 +38,7 @@ def describe_cached(pictures: Sequence[Picture], extractor: Extractor) -> Descri
 
 
 def _key(picture: Picture) -> str:
-    """Changes with what is in an image."""
+    """Hash the content of an image."""
     if isinstance(picture, Image.Image):
         pixels = on_white(picture)
         return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
@@ -49,7 +49,7 @@ def _key(picture: Picture) -> str:
 
 
 def _kept(path: Path, count: int) -> Descriptors | None:
-    """What was kept of an image; None = nothing, or it is damaged."""
+    """Read the cached descriptors of an image; None if there are none, or they are damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             found = Descriptors.from_arrays(file)
@@ -59,10 +59,10 @@ def _kept(path: Path, count: int) -> Descriptors | None:
 
 
 def open_image(picture: Picture) -> Image.Image:
-    """An image, RGB.
+    """Open an image as RGB, upright.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the image cannot be read.
     """
     if isinstance(picture, Image.Image):
         return on_white(picture)

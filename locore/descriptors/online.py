@@ -1,4 +1,4 @@
-"""Descriptors by a network that is being trained: made when they are asked for, with their gradients."""
+"""Descriptors by a network that is being trained: made when they are indexed, with gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class OnlineTable:
 
     Args:
         embedder: describes the images, with gradients where they are enabled.
-        like: says which locals.
+        like: extractor that says which local descriptors.
+        images: the images.
     """
 
     def __init__(self, embedder: Embedder, like: Extractor, images: ImageSet):
@@ -28,14 +29,14 @@ class OnlineTable:
         return len(self.images)
 
     def __getitem__(self, rows: Tensor) -> Descriptors:
-        """Descriptors of some images; one that is asked for several times is described once."""
+        """Describe some images, each once."""
         known, places = rows.unique(return_inverse=True)
         parts = [known] if torch.is_grad_enabled() else known.split(IMAGES)
         tables = [self._tables(part) for part in parts]
         return unpack(*(torch.cat(each) for each in zip(*tables, strict=True)))[places]
 
     def all(self) -> Descriptors:
-        """Descriptors of all images, without gradients."""
+        """Describe all images, without gradients."""
         with torch.inference_mode():
             return self[torch.arange(len(self))]
 

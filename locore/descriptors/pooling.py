@@ -1,4 +1,4 @@
-"""From a feature map to one descriptor."""
+"""Pool a feature map into one descriptor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Cells weighted by an attention of a cell alone (DELG: Cao et al. 2020, section 3.3; as AMES trains its detector).
+    """Weighted mean of cells, each weighted by an attention of its own features (DELG: Cao et al. 2020, section 3.3).
 
-    Trained to classify, it says which cells matter: it is the detector of local descriptors as well.
+    Trained to classify, the attention says which cells matter, and serves as the detector of local descriptors, as in
+    AMES.
+
+    Args:
+        channels: C of the map.
     """
 
     def __init__(self, channels: int):
@@ -20,15 +24,15 @@ class Attention(nn.Module):
         self.score = nn.Conv2d(channels, 1, 1)
 
     def weights(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, h, w), positive.
+        """Return the weights (N, h, w), positive, of the cells of a map (N, C, h, w).
 
         Raises:
-            ValueError: C is another one than it was trained on.
+            ValueError: C is not the one that it was trained on.
         """
         if features.shape[1] != self.score.in_channels:
             raise ValueError(
                 f"The detector was trained on maps of {self.score.in_channels} channels, and these have "
-                f"{features.shape[1]}; they are read off the last map, so leave Extractor.local_stage at None."
+                f"{features.shape[1]}; leave Extractor.local_stage at None to read the last map."
             )
         return self._weights(self.project(features))
 

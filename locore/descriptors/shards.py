@@ -1,4 +1,4 @@
-"""Extraction a part at a time, each a file: what a kill can lose is one part, and processes share the others."""
+"""Extract in parts, a file each: a kill loses at most one part, and processes share the parts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ def write_parts(
     folder: Path,
     key: Callable[[range], str],
 ) -> list[tuple[Path, int]]:
-    """Describe images into part files, but for those that are there; each process its share. -> all of them, with
-    their rows.
+    """Describe images into part files, except those that are there; each process does its share.
 
     Args:
-        images: how many.
-        batch: as many at a time.
-        load: reads some, ahead and on other threads.
-        describe: what `load` gave -> their rows of `global` and `features`, see `write_arrays`.
-        key: changes with what is in some of the images; their file is named by it, and described anew when it changes.
+        images: number of images.
+        batch: images at a time.
+        load: reads a range of images, ahead and on other threads.
+        describe: turns what `load` returned into rows of `global` and `features`, see `write_arrays`.
+        folder: of the files.
+        key: hash of the content of a range of images, which names its file, so that changed images are described again.
+
+    Returns:
+        All files with their numbers of rows.
     """
     starts = range(0, images, PART)
     ends = {start: min(start + PART, images) for start in starts}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from locore.retrieval import Table
 from locore.utils.files import atomic
+from locore.utils.renamed import rename_keys
 
 LEADING = 5  # columns before a local descriptor: x, y, scale index, mask (1 = missing), weight
 MISSING = 3  # the mask's
@@ -27,9 +28,9 @@ class Descriptors:
         global_descriptor: (..., Dg), L2-normalised.
         local: (..., L, D).
         position: (..., L, 2), x and y in [0, 1].
-        scale: (..., L) long.
+        scale: (..., L) long, index of the scale.
         mask: (..., L) bool, True = real.
-        weight: (..., L), a detector's, best first, or the norm of a grid's cell.
+        weight: (..., L), the detector's, best first, or the norm of a grid's cell.
     """
 
     global_descriptor: Tensor
@@ -44,16 +45,16 @@ class Descriptors:
 
     @property
     def global_matrix(self) -> np.ndarray:
-        """The global descriptors of N images to search, (N, Dg) float32."""
+        """Global descriptors of N images as float32 rows to search, (N, Dg)."""
         return self.global_descriptor.float().numpy()
 
     def __getitem__(self, index) -> Descriptors:
-        """Descriptors of some images: one indexed read of each tensor."""
+        """Select images, by one indexed read of each tensor."""
         return Descriptors(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @classmethod
     def where(cls, condition: Tensor, ours: Descriptors, theirs: Descriptors) -> Descriptors:
-        """Images of `ours` where condition (N,) holds, else of `theirs`."""
+        """Select images of `ours` where condition (N,) holds, else of `theirs`."""
 
         def chosen(one: Tensor, other: Tensor) -> Tensor:
             return torch.where(condition.view(-1, *[1] * (one.ndim - 1)), one, other)
@@ -62,20 +63,21 @@ class Descriptors:
 
     @classmethod
     def stack(cls, several: list[Descriptors]) -> Descriptors:
-        """Descriptors of as many images each, under a new leading dimension."""
+        """Stack descriptors of equally many images under a new leading dimension."""
         return cls(*(torch.stack([getattr(each, f.name) for each in several]) for f in fields(cls)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """By the name of each attribute, as a file of numpy's takes them."""
+        """Return the arrays by attribute name, as numpy's files take them."""
         return {f.name: getattr(self, f.name).numpy() for f in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Descriptors:
-        """What `arrays` gave; others beside them are left out."""
-        return cls(*(torch.from_numpy(arrays[f.name]) for f in fields(cls)))
+        """Build descriptors from the arrays of `arrays`; other arrays are ignored."""
+        named = rename_keys("Descriptors", arrays)  # caches of earlier versions have other names
+        return cls(*(torch.from_numpy(named[f.name]) for f in fields(cls)))
 
     def to(self, device: torch.device | str) -> Descriptors:
-        """The same on a device, floating-point tensors as float32."""
+        """Move to a device, floating-point tensors as float32."""
         return Descriptors(
             *(
                 value.to(device, torch.float32 if value.is_floating_point() else None)
@@ -85,7 +87,7 @@ class Descriptors:
 
 
 class DescriptorTable(Protocol):
-    """What descriptors of images are read from: `Descriptors`, or what makes them when they are asked for."""
+    """A table that is indexed by images: `Descriptors`, or one that reads or makes them when they are needed."""
 
     def __len__(self) -> int: ...
 
@@ -93,7 +95,7 @@ class DescriptorTable(Protocol):
 
 
 class SearchedTable(DescriptorTable, Protocol):
-    """One whose global descriptors can be searched."""
+    """A table whose global descriptors can be searched."""
 
     @property
     def global_matrix(self) -> Table: ...
@@ -101,10 +103,11 @@ class SearchedTable(DescriptorTable, Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a table, read where they are asked for.
+    """Some rows of a table, read when they are indexed.
 
     Attributes:
-        rows: (N,) which.
+        table: the whole table.
+        rows: (N,) indices of the rows.
     """
 
     table: SearchedTable
@@ -115,7 +118,7 @@ class Rows:
 
     @property
     def global_matrix(self) -> np.ndarray:
-        """(N, Dg)."""
+        """Global descriptors of these rows, (N, Dg)."""
         return np.asarray(self.table.global_matrix[self.rows.numpy()], dtype=np.float32)
 
     def __getitem__(self, rows: Tensor) -> Descriptors:
@@ -136,10 +139,10 @@ def write_arrays(path: Path, global_matrix: np.ndarray, features: np.ndarray) ->
 
 
 def read_arrays(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """`global` and `features` of a file that `write` made.
+    """Read `global` and `features` of a file that `write_arrays` wrote.
 
     Raises:
-        ValueError: the file is damaged, or has not so many rows.
+        ValueError: the file is damaged, or has another number of rows.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -154,7 +157,7 @@ def read_arrays(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(global_matrix: Tensor, features: Tensor) -> Descriptors:
-    """The two tables of a file, (N, Dg) and (N, L, 5 + D), as `Descriptors`; values keep their precision."""
+    """Turn the two tables of a file, (N, Dg) and (N, L, 5 + D), into `Descriptors`; values keep their precision."""
     return Descriptors(
         global_descriptor=global_matrix,
         local=features[..., LEADING:],

@@ -1,4 +1,4 @@
-"""PCA of descriptors, whitened or not (Jégou and Chum 2012), fitted once and kept: other images get the same."""
+"""PCA of descriptors, whitened or not (Jégou and Chum 2012), fitted once and reused for other images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from locore.utils import safetensors
 
 @dataclass(frozen=True)
 class Whitening:
-    """Rows (N, D) -> their first d principal components, L2-normalised.
+    """Projection of rows (N, D) to their first d principal components, L2-normalised.
 
     Attributes:
         matrix: (d, D).
@@ -28,15 +28,20 @@ class Whitening:
 
     @classmethod
     def fit(cls, rows: np.ndarray, dim: int, whitened: bool = True) -> Whitening:
-        """Of rows (N, D), to components of the same variance; not whitened, of the variance that they have.
+        """Fit a projection to rows.
+
+        Args:
+            rows: (N, D).
+            dim: d.
+            whitened: components have the same variance; False = the variance of the rows.
 
         Raises:
-            ValueError: they are too few, or narrower than `dim`.
+            ValueError: the rows are too few, or narrower than `dim`.
         """
         if not dim <= min(rows.shape[1], len(rows) - 1):
             raise ValueError(
-                f"{len(rows)} descriptors of width {rows.shape[1]} cannot be whitened to {dim} dimensions; ask for "
-                "fewer."
+                f"{len(rows)} descriptors of width {rows.shape[1]} cannot be whitened to {dim} dimensions; lower "
+                "the number."
             )
         pca = faiss.PCAMatrix(rows.shape[1], dim, -0.5 if whitened else 0.0)
         pca.train(np.ascontiguousarray(rows, dtype=np.float32))
@@ -46,23 +51,23 @@ class Whitening:
         )
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """(..., D) of any precision -> (..., d) in the same."""
+        """Project rows (..., D) of any precision to (..., d) in the same."""
         whitened = rows.astype(np.float32) @ self.matrix.T + self.offset
         whitened /= np.maximum(np.linalg.norm(whitened, axis=-1, keepdims=True), 1e-12)
         return whitened.astype(rows.dtype)
 
 
 def save(path: Path, whitenings: dict[str, Whitening]) -> None:
-    """Write several by name, atomically."""
+    """Write several whitenings by name, atomically."""
     arrays = {f"{name}.{part}": getattr(w, part) for name, w in whitenings.items() for part in ("matrix", "offset")}
     safetensors.write(path, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def load(path: Path) -> dict[str, Whitening]:
-    """What `save` wrote.
+    """Read whitenings that `save` wrote.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: the file is missing or damaged.
     """
     try:
         tensors = load_file(path)
@@ -70,5 +75,5 @@ def load(path: Path) -> dict[str, Whitening]:
         return {name: Whitening(tensors[f"{name}.matrix"], tensors[f"{name}.offset"]) for name in names}
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
-            f"No whitening in '{path}' ({error}); an extraction with global_dim or local_dim leaves one."
+            f"No whitening in '{path}' ({error}); an extraction with global_dim or local_dim writes one."
         ) from error

@@ -1,4 +1,4 @@
-"""Retrieval metrics of embeddings that anyone made, with memory bounded whatever the size of the gallery."""
+"""Retrieval metrics of any embeddings, in memory that does not grow with the gallery."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ def evaluate_embeddings(
     gallery_labels: np.ndarray | None = None,
     ks: Sequence[int] = (1, 10, 100, 1000),
 ) -> dict[str, np.ndarray]:
-    """R@k, mAP@R and R-precision of each query that has a right image, ranked by cosine.
+    """Measure R@k, mAP@R and R-precision of each query that has a positive, ranked by cosine similarity.
 
     Args:
         embeddings: (Q, D), of any precision; a memory map stays on disk.
         labels: (Q,), of any type that compares.
-        gallery, gallery_labels: (N, D) and (N,); None = the queries themselves, each left out of its own list.
+        gallery: (N, D); None = the queries themselves, each left out of its own list.
+        gallery_labels: (N,), given together with the gallery.
+        ks: of the recalls R@k.
+
+    Returns:
+        Of each metric the values of the queries with a positive, in the order given.
 
     Raises:
-        ValueError: shapes do not fit, no query has a right image, or a k is larger than the gallery.
+        ValueError: shapes do not fit, no query has a positive, or a k is larger than the gallery.
     """
     if (gallery is None) != (gallery_labels is None):
-        raise ValueError("A gallery and its labels go together.")
+        raise ValueError("A gallery and its labels go together; give both or neither.")
     alone = gallery is None or gallery_labels is None
     listed, listed_labels = (
         (embeddings, labels) if gallery is None or gallery_labels is None else (gallery, gallery_labels)
@@ -40,11 +45,13 @@ def evaluate_embeddings(
             raise ValueError(f"The {what} embeddings are {rows.dtype}, not numbers.")
         if rows.ndim != 2 or names.shape != (len(rows),):
             raise ValueError(
-                f"The {what} embeddings have shape {rows.shape}, their labels {names.shape}; wanted are (N, D) "
-                "and (N,)."
+                f"The {what} embeddings have shape {rows.shape}, their labels {names.shape}; they must be "
+                "(N, D) and (N,)."
             )
     if embeddings.shape[1] != listed.shape[1]:
-        raise ValueError(f"Queries are {embeddings.shape[1]} wide and the gallery {listed.shape[1]}.")
+        raise ValueError(
+            f"Queries have width {embeddings.shape[1]} and the gallery {listed.shape[1]}; give embeddings of one model."
+        )
     if (labels.dtype.kind in "US") != (listed_labels.dtype.kind in "US"):
         raise ValueError(f"Labels are {labels.dtype} and in the gallery {listed_labels.dtype}, so none can be equal.")
     most = len(listed) - alone
@@ -56,8 +63,8 @@ def evaluate_embeddings(
     right_images = np.where(known[place] == labels, counts[place] - alone, 0)
     asked = np.flatnonzero(right_images > 0)
     if not len(asked):
-        why = "no label is there twice" if alone else "no label of theirs is there"
-        raise ValueError(f"No query has a right image in the gallery: {why}.")
+        why = "no label occurs twice" if alone else "none of their labels occurs there"
+        raise ValueError(f"No query has a positive in the gallery: {why}.")
     # Queries with as many right images go together, so that no list is deeper than its query needs.
     asked = asked[np.argsort(right_images[asked], kind="stable")]
     values: list[dict[str, np.ndarray]] = []
@@ -71,7 +78,7 @@ def evaluate_embeddings(
 
 
 class _Unit:
-    """Rows of a table, L2-normalised in float32 as they are read."""
+    """Rows of a table, L2-normalised in float32 when they are read."""
 
     def __init__(self, table: np.ndarray):
         self.table = table
@@ -84,13 +91,15 @@ class _Unit:
         norms = np.linalg.norm(read, axis=1, keepdims=True)
         if not np.isfinite(norms).all():
             raise ValueError(
-                "An embedding is not finite, or too large; find the rows with numpy.isfinite and mend them."
+                "An embedding is not finite, or too large; find the rows with numpy.isfinite and repair them."
             )
         return read / np.maximum(norms, 1e-12)
 
 
 def _blocks(rows: np.ndarray, depths: np.ndarray) -> Iterator[np.ndarray]:
-    """`rows` in pieces whose rankings, each as deep as the last one's, have at most PLACES places; depths ascend."""
+    """Yield `rows` in blocks whose rankings, each as deep as the block's last, have at most PLACES places; depths
+    ascend.
+    """
     start = 0
     while start < len(rows):
         held = depths[start:] * np.arange(1, len(rows) - start + 1)

@@ -86,7 +86,7 @@ class Search:
         answers = benchmark.protocols[protocol or next(iter(benchmark.protocols))]
         own, vectors = benchmark.self_index, (queries.global_matrix, gallery.global_matrix)
         if neighbours is not None and (available := neighbours.others(own)) < candidates:
-            raise ValueError(f"The shortlists have {available} candidates where {candidates} are wanted.")
+            raise ValueError(f"The shortlists have {available} candidates, but {candidates} are needed.")
         if callable(answers):
             everyone = np.arange(len(queries))
             answers = answers(nearest(*vectors, everyone, candidates, own, given=neighbours).indices)

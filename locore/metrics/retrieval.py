@@ -8,38 +8,54 @@ import numpy as np
 
 
 def relevance(ranking: np.ndarray, images: Sequence[np.ndarray]) -> np.ndarray:
-    """(Q, depth) gallery indices and for each query some images -> (Q, depth) bool, which are these."""
+    """Return (Q, depth) bool, which images of a ranking are among some images of each query.
+
+    Args:
+        ranking: (Q, depth) gallery indices.
+        images: of each query, gallery indices.
+    """
     return np.stack([np.isin(row, wanted) for row, wanted in zip(ranking, images, strict=True)])
 
 
 def recall_at(right: np.ndarray, k: int) -> np.ndarray:
-    """R@k: 1 if any of the first k is right. (Q, depth) -> (Q,)."""
+    """Return R@k (Q,) of rankings (Q, depth) bool: 1 if any of the first k is right."""
     return np.any(right[:, :k], axis=1).astype(np.float64)
 
 
 def map_at_r(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """mAP@R: (1/R) Σ_{i≤R} P(i)·rel(i), R = `positives` (Q,) (Musgrave et al. 2020). Needs depth >= max R. -> (Q,)."""
+    """Return mAP@R (Q,): (1/R) Σ_{i≤R} P(i)·rel(i) (Musgrave et al. 2020).
+
+    Args:
+        right: (Q, depth) bool, with depth at least the largest R.
+        positives: (Q,) R, the number of positives.
+    """
     within = right & (np.arange(right.shape[1]) < positives[:, None])
     return np.sum(_precision(right) * within, axis=1) / positives
 
 
 def r_precision(right: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """The share of the first R that is right; arguments as `map_at_r`."""
+    """Return (Q,) the share of right images among the first R; arguments as `map_at_r`."""
     return (right & (np.arange(right.shape[1]) < positives[:, None])).sum(axis=1) / positives
 
 
 def map_at(right: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
-    """mAP@k: Σ_{i≤k} P(i)·rel(i) over min(positives, k), as for GLDv2 (Weyand et al. 2020, section 4.2). -> (Q,)."""
+    """Return mAP@k (Q,): Σ_{i≤k} P(i)·rel(i) over min(positives, k), as for GLDv2 (Weyand et al. 2020, section 4.2).
+
+    Args:
+        right: (Q, depth) bool.
+        positives: (Q,) number of positives.
+        k: depth that counts.
+    """
     head = right[:, :k]
     return np.sum(_precision(head) * head, axis=1) / np.minimum(positives, k)
 
 
 def average_precision(places: np.ndarray, positives: int) -> float:
-    """The trapezoidal average precision of revisitop (Philbin et al. 2007).
+    """Return the trapezoidal average precision of revisitop (Philbin et al. 2007).
 
     Args:
-        places: (R,) ascending, from 0, where the right images stand.
-        positives: how many there are to be found.
+        places: (R,) ascending places of the right images, from 0.
+        positives: number of positives in the gallery.
     """
     found = np.arange(len(places))
     before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
@@ -47,9 +63,11 @@ def average_precision(places: np.ndarray, positives: int) -> float:
 
 
 def precision_at(places: np.ndarray, k: int) -> float:
-    """mP@k of revisitop: precision among the first k, or among as many as reach the last right image; places from 0.
+    """Return mP@k of revisitop: precision among the first k, or among as many as reach the last right image.
 
-    0 where a list that is shorter than the gallery has none.
+    Args:
+        places: ascending places of the right images, from 0; none = a precision of 0.
+        k: depth that counts.
     """
     if not len(places):
         return 0.0
@@ -58,5 +76,5 @@ def precision_at(places: np.ndarray, k: int) -> float:
 
 
 def _precision(right: np.ndarray) -> np.ndarray:
-    """P(i) at every place."""
+    """Return the precision at every place."""
     return np.cumsum(right, axis=1) / np.arange(1, right.shape[1] + 1)

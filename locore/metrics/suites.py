@@ -1,4 +1,4 @@
-"""What a benchmark reports of every query: one class for each kind of benchmark."""
+"""The metrics that a benchmark reports of every query: one class for each kind of benchmark."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Suite(Protocol):
     """The metrics of a benchmark.
 
     Attributes:
-        main: the name of the metric that decides.
-        shown: those that a comparison shows, `main` last.
+        main: name of the deciding metric.
+        shown: names of the metrics that a comparison shows, `main` last.
     """
 
     @property
@@ -25,17 +25,23 @@ class Suite(Protocol):
     def shown(self) -> tuple[str, ...]: ...
 
     def depth(self, positives: np.ndarray, most: int) -> int:
-        """How deep rankings of `most` images have to be, of queries with so many right ones (Q,)."""
+        """Return how deep rankings of `most` images must be for queries with so many positives (Q,)."""
         ...
 
     def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
-        """Every metric of every query: right and junk (Q, depth) bool, positives (Q,) in the whole gallery."""
+        """Return every metric (Q,) by name, given right and junk (Q, depth) bool and positives (Q,) in the whole
+        gallery.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class MetricLearning:
-    """R@k, mAP@R and R-precision; nothing is junk."""
+    """R@k, mAP@R and R-precision; nothing is junk.
+
+    Attributes:
+        ks: of the recalls.
+    """
 
     ks: tuple[int, ...] = (1, 10, 100)
 
@@ -58,7 +64,7 @@ class MetricLearning:
 
 @dataclass(frozen=True)
 class Revisited:
-    """mAP and mP@1, 5, 10 of Revisited Oxford and Paris (Radenović et al. 2018): what is junk is taken out first."""
+    """mAP and mP@1, 5, 10 of Revisited Oxford and Paris (Radenović et al. 2018), measured after junk is removed."""
 
     main = "mAP"
     shown = ("mP@1", "mP@10", "mAP")

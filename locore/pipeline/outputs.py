@@ -41,9 +41,9 @@ def draw(folder: Path, benchmark: Benchmark, search: Search, order: Tensor, imag
 def write_rankings(path: Path, searches: dict[str, Search], rankings: dict[str, Reranked]) -> None:
     """Write every list before and after re-ranking, for `experiments.report`.
 
-    Each protocol has the arrays rows (Q,) of the queries and positives (Q,) in the whole gallery, and of the K candidates
-    indices (Q, K) in the gallery, right and junk (Q, K) bool, similarities (Q, K), order (Q, K), and scores (Q, K) where
-    the re-ranker gives them.
+    Each protocol has the arrays rows (Q,) of the queries and positives (Q,) in the whole gallery, and of the K
+    candidates indices (Q, K) in the gallery, right and junk (Q, K) bool, similarities (Q, K), order (Q, K), and scores
+    (Q, K) where the re-ranker gives them.
     """
     arrays: dict[str, np.ndarray] = {}
     for protocol, search in searches.items():

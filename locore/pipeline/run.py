@@ -164,7 +164,7 @@ def _reranker(experiment: Experiment, learned: Learned, queries: SearchedTable, 
 def _ensemble(
     experiment: Experiment, learned: Learned, benchmark: Benchmark, search: Search, model: Reranker, stage: Stages
 ) -> Ensemble | None:
-    """Return the ensemble that is evaluated: a given one, the one of the training, or one chosen on a validation set."""
+    """Return the ensemble that is evaluated: a given one, the training's, or one chosen on a validation set."""
     settings = experiment.reranking
     if settings.ensemble and settings.alpha is not None and settings.temperature is not None:
         return Ensemble(settings.alpha, settings.temperature)

@@ -23,11 +23,16 @@ Explained = dict[str, Any]
 
 
 def influence(model: ListwiseReranker, shortlist: Shortlist, candidate: int) -> Tensor:
-    """(B, 1 + K, S) influence of every token on the score of the candidate at a place of each list.
+    """Return the influence (B, 1 + K, S) of every token on the score of one candidate of each list.
 
-    Of a token x its gradient times x less the mean of the list's real tokens (Shrikumar et al. 2017): what the score
-    would lose, as far as it is linear, if the token were an average one. The query's block comes first; a block is the
-    global token, the locals and SEP.
+    Of a token x its gradient times the difference of x to the mean of the list's real tokens (Shrikumar et al. 2017):
+    what the score would lose, as far as it is linear, if the token were an average one. The query's block comes first;
+    a block is the global token, the local descriptors and SEP.
+
+    Args:
+        model: any list-wise re-ranker.
+        shortlist: the lists.
+        candidate: its place on each list.
     """
     training = model.training
     model.eval()
@@ -57,20 +62,24 @@ def explain(
     count: int,
     device: torch.device,
 ) -> dict[int, list[Explained]]:
-    """Of some re-ranked lists, what moved the score of each of the first places.
+    """Explain the scores of the first places of some re-ranked lists.
 
     The model reads the head of a list in its new order, in one pass.
 
     Args:
-        lists: as a run leaves them: rows (Q,), indices and order (Q, K).
-        chosen: which of them.
-        first: how many scores are explained.
-        count: places that are read.
+        model: any list-wise re-ranker.
+        queries: descriptors.
+        gallery: descriptors.
+        lists: as a run writes them: rows (Q,), indices and order (Q, K).
+        chosen: indices of the lists that are explained.
+        first: number of places that are explained.
+        count: number of places that are read.
+        device: of the model.
 
     Returns:
-        of each list and place: "query" and "candidate", their tokens as [x %, y %, influence]; "images", the query (0),
-        the candidate's place and those of the others with most influence, each with that of all its tokens. Influences
-        are in percent of the largest.
+        Of each list and place: "query" and "candidate", their tokens as [x %, y %, influence]; "images", the query (0),
+            the candidate's place and those of the others with the most influence, each with the influence of all its
+            tokens. Influences are in percent of the largest.
     """
     order = lists["order"][chosen, :count].astype(np.int64)
     listed, junk = (torch.from_numpy(np.take_along_axis(lists[n][chosen], order, 1)) for n in ("indices", "junk"))
@@ -91,7 +100,7 @@ def explain(
 
 
 def _explained(values: Tensor, positions: list[Tensor], place: int, global_token: bool) -> Explained:
-    """Of (1 + K, S) influences on the score at a place."""
+    """Summarise the influences (1 + K, S) on the score at a place."""
     own = [values[image, int(global_token) : -1] for image in (0, place + 1)]
     largest = max(float(each.abs().max()) for each in own) or 1.0
     maps = [

@@ -1,4 +1,4 @@
-"""Order robustness: the same list in several random orders ought to be re-ranked alike."""
+"""Order robustness: the same list in several random orders should be re-ranked alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from locore.utils.progress import track
 
 @dataclass(frozen=True)
 class Spread:
-    """What the order in which candidates are read changes, of each query (Q,).
+    """The effect of the order in which candidates are read, of each query (Q,).
 
     Attributes:
-        scores: standard deviation of a candidate's score over orders, in the mean over candidates, in standard
-            deviations of the list's scores; None where the re-ranker gives none.
+        scores: standard deviation of a candidate's score over orders, averaged over candidates, in standard deviations
+            of the list's scores; None if the re-ranker gives no scores.
         metric: standard deviation of the query's metric over orders.
-        shuffled: its mean over orders.
-        searched: with the candidates in the order of the search.
+        shuffled: mean of the metric over orders.
+        searched: the metric with the candidates in the order of the search.
     """
 
     scores: np.ndarray | None
@@ -40,13 +40,16 @@ def order_spread(
     batch: int,
     orders: int = 20,
 ) -> Spread:
-    """Re-rank the heads of some lists as they were searched and in random orders.
+    """Re-rank the heads of some lists in the order of the search and in random orders.
 
     Args:
+        reranker: any.
+        searched: the search.
         candidates: K.
-        queries: (Q,) which of the search's rows.
+        queries: (Q,) rows of the search.
+        device: of the re-ranker.
         batch: lists at a time.
-        orders: how many are drawn, for each query anew.
+        orders: random orders of each query.
     """
     generator = torch.Generator().manual_seed(0)
     head = searched.neighbours.first(candidates)
@@ -79,5 +82,5 @@ def order_spread(
 
 
 def _spread(scores: Tensor, order: Tensor) -> Tensor:
-    """Scores (1 + O, K) as they were read -> of the candidates as they stand on the shortlist, of the drawn orders."""
+    """Return the scores (1 + O, K) of the random orders, of the candidates as they stand on the shortlist."""
     return torch.empty_like(scores).scatter(1, order, scores)[1:]

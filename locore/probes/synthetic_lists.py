@@ -1,8 +1,9 @@
-"""Lists on which a candidate can be right because of another one alone, of random descriptors.
+"""Synthetic lists on which a candidate can be right only because of another one.
 
-What a list-wise re-ranker has before any pair-wise one: a linked candidate shares nothing with the query, and shares a
-local descriptor with an easy one, which shares another with the query. Two wrong candidates share one with each other,
-so that to have one in common is not enough. Photographs ask for this on few lists; these do on every one.
+This is the advantage of a list-wise re-ranker over any pair-wise one: a linked candidate shares nothing with the query,
+but shares a local descriptor with an easy candidate, which shares another with the query. Two wrong candidates share
+one with each other, so that a shared descriptor alone is not enough. Photographs need this on few lists; these lists
+all do.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ WRONG, LINKED, EASY = 0, 1, 2
 
 
 def synthetic_lists(count: int, random: torch.Generator) -> tuple[Shortlist, Tensor]:
-    """Lists of one easy, one linked and five wrong candidates, in any order.
+    """Draw lists of one easy, one linked and five wrong candidates, in random order.
+
+    Args:
+        count: number of lists.
+        random: source of randomness.
 
     Returns:
-        the lists, and (count, CANDIDATES) long: WRONG, LINKED or EASY.
+        The lists, and (count, CANDIDATES) long: WRONG, LINKED or EASY.
     """
     local = F.normalize(torch.randn(count, 1 + CANDIDATES, LOCALS, WIDTH, generator=random), dim=-1)
     for image, other in ((1, 0), (2, 1), (4, 3)):  # easy and query, linked and easy, two wrong ones
@@ -39,7 +44,13 @@ def synthetic_lists(count: int, random: torch.Generator) -> tuple[Shortlist, Ten
 
 
 def above_wrong(scores: Tensor, kinds: Tensor, kind: int) -> np.ndarray:
-    """(B,) share of a list's wrong candidates that score below the one of a kind; half in the mean is chance."""
+    """Return (B,) the share of a list's wrong candidates that score below the candidate of one kind; 0.5 is chance.
+
+    Args:
+        scores: (B, K).
+        kinds: (B, K) long.
+        kind: EASY or LINKED.
+    """
     one = scores.gather(1, (kinds == kind).long().argmax(1, keepdim=True))
     below = (scores < one).float() + 0.5 * (scores == one)
     wrong = (kinds == WRONG).float()
@@ -47,7 +58,7 @@ def above_wrong(scores: Tensor, kinds: Tensor, kind: int) -> np.ndarray:
 
 
 def _images(local: Tensor) -> Descriptors:
-    """Images of which nothing but the local descriptors says anything."""
+    """Build images with local descriptors alone."""
     lead = local.shape[:-1]
     return Descriptors(
         global_descriptor=torch.ones(*lead[:-1], 1),

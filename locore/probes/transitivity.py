@@ -1,10 +1,10 @@
 """The transitivity probe (supplement, Figure C): does a candidate count because of another candidate?
 
-A query, an easy view that overlaps with it, and a hard view that overlaps with the easy one but not with the query. On
-a list of these two and of other walls' views, the easy view's local descriptors where it shows what the hard one shows
-are replaced by those of wrong candidates, each by one of another: a re-ranker that reasons from the query over the easy
-view to the hard one then scores the hard one lower, one that looks at a pair at a time does not. As many descriptors
-replaced elsewhere in the easy view say what any damage to it does.
+It uses a query, an easy view that overlaps with it, and a hard view that overlaps with the easy one but not with the
+query. On a list of these two and of views of other walls, the easy view's local descriptors that show what the hard
+view shows are replaced by those of wrong candidates, each by one of another. A re-ranker that reasons from the query
+over the easy view to the hard one then scores the hard one lower; one that looks at pairs does not. As a control, as
+many descriptors elsewhere in the easy view are replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ EASY_PLACE, HARD_PLACE = 0, 1  # of the two in `ProbeLists`
 
 @dataclass(frozen=True)
 class Triples:
-    """What is probed: rows of queries (N,), of easy and of hard gallery views (N,)."""
+    """Triples that are probed.
+
+    Attributes:
+        query: (N,) rows of the queries.
+        easy: (N,) rows of the easy gallery views.
+        hard: (N,) rows of the hard gallery views.
+    """
 
     query: np.ndarray
     easy: np.ndarray
@@ -37,14 +43,16 @@ class Triples:
 
 @dataclass(frozen=True)
 class Probed:
-    """What replacing did to the hard view of each triple, (N,) each, falls in standard deviations of a list's scores.
+    """The effect of the replacements on the hard view of each triple, (N,) each; falls in standard deviations of a
+    list's scores.
 
     Attributes:
-        gain: fall of its score when what the easy view shares with it is replaced: what it owes to the link.
-        elsewhere: fall when as much else of the easy view is, which may be what the query sees of it.
+        gain: fall of its score when the descriptors that the easy view shares with it are replaced: what it owes to the
+            link.
+        elsewhere: fall when as many other descriptors of the easy view are replaced, which the query may share.
         place: its place before, the easy view not counted.
-        places: how many it falls by the first.
-        walls: of the triples, to resample by.
+        places: number of places that it falls in the first case.
+        walls: of the triples, the groups of the bootstrap.
     """
 
     gain: np.ndarray
@@ -55,7 +63,7 @@ class Probed:
 
 
 def triples(queries: Posters, gallery: Posters) -> Triples:
-    """For each query the easy and the hard view with most in common, where there are such."""
+    """Find for each query the easy and the hard view with most in common, if there are any."""
     common, within, shown = overlaps(queries, gallery)
     clear = shown >= HIDDEN
     found = []
@@ -71,7 +79,9 @@ def triples(queries: Posters, gallery: Posters) -> Triples:
 
 
 def have_links(images: Posters, neighbours: np.ndarray) -> np.ndarray:
-    """(N,) bool: images on whose list (N, K) a view that shares nothing with them is linked to them by others."""
+    """Return (N,) bool, which images have a view on their list (N, K) that shares nothing with them but is linked to
+    them.
+    """
     common, _, _ = overlaps(images, images)
     own = images.walls[:, None] == images.walls
     answers = Transitive(common, common >= LINK, own, np.ones_like(own))(neighbours)
@@ -80,15 +90,15 @@ def have_links(images: Posters, neighbours: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ProbeLists:
-    """What is re-ranked: of each triple the easy view, the hard one and the nearest views of other walls.
+    """The lists that are re-ranked: of each triple the easy view, the hard view and the nearest views of other walls.
 
     Attributes:
         query: (N,) rows of the queries.
-        candidates: (N, K) of the gallery.
+        candidates: (N, K) rows of the gallery.
         walls: (N,) of the queries.
         positions: (N, L, 2) of the easy view's descriptors.
-        shared, elsewhere: (N, L) bool, as many descriptors of the easy view in what it shares with the hard one and in
-            the rest of it.
+        shared: (N, L) bool, descriptors of the easy view in the part that it shares with the hard one.
+        elsewhere: (N, L) bool, as many of its other descriptors.
     """
 
     query: Tensor
@@ -105,16 +115,21 @@ class ProbeLists:
 def probe_lists(
     found: Triples, queries: Posters, gallery: Posters, asked: Descriptors, listed: Descriptors, candidates: int
 ) -> ProbeLists:
-    """Lists of K candidates, of the triples whose easy view has descriptors both shared and elsewhere.
+    """Build the lists of the triples whose easy view has descriptors both in the shared part and elsewhere.
 
     Args:
-        asked, listed: descriptors of queries and gallery.
+        found: the triples.
+        queries: the query views.
+        gallery: the gallery views.
+        asked: descriptors of the queries.
+        listed: descriptors of the gallery.
+        candidates: K.
 
     Raises:
         ValueError: there are none, or K leaves no place for a wrong candidate.
     """
     if candidates < 3:
-        raise ValueError(f"Lists of {candidates} have no place for a wrong candidate; re-rank 3 or more.")
+        raise ValueError(f"Lists of {candidates} leave no place for a wrong candidate; re-rank 3 or more.")
     random = np.random.default_rng(0)
     rows, named, masks = [], [], []
     for query, easy, hard in zip(found.query, found.easy, found.hard, strict=True):
@@ -143,10 +158,14 @@ def probe_lists(
 def probe(
     reranker: Reranker, lists: ProbeLists, asked: Descriptors, listed: Descriptors, device: torch.device, batch: int
 ) -> Probed:
-    """What the hard views owe to the easy ones.
+    """Measure what the hard views owe to the easy ones.
 
     Args:
-        asked, listed: descriptors of queries and gallery.
+        reranker: one that gives scores.
+        lists: of `probe_lists`.
+        asked: descriptors of the queries.
+        listed: descriptors of the gallery.
+        device: of the re-ranker.
         batch: lists at a time.
 
     Raises:
@@ -165,14 +184,14 @@ def probe(
 
 
 def _some(places: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """(L,) bool: so many of the places, drawn."""
+    """Draw so many of the places, (L,) bool."""
     chosen = np.zeros(len(places), dtype=bool)
     chosen[random.permutation(np.flatnonzero(places))[:count]] = True
     return chosen
 
 
 def _scores(reranker: Reranker, shortlist: Shortlist, order: Tensor) -> Tensor:
-    """(B, K) scores of the candidates as they stand on the shortlist, re-ranked in an order (B, K)."""
+    """Re-rank in an order (B, K), and return the scores (B, K) of the candidates as they stand on the shortlist."""
     scores = reranker.rerank(shortlist.take(order)).scores
     if scores is None:
         raise ValueError("This re-ranker gives an order without scores, so it cannot be probed.")
@@ -180,7 +199,7 @@ def _scores(reranker: Reranker, shortlist: Shortlist, order: Tensor) -> Tensor:
 
 
 def _replaced(shortlist: Shortlist, masks: Tensor, wrong: Tensor) -> Shortlist:
-    """The easy view's local descriptors (B, L) where the mask is, replaced by those of wrong candidates (B, L)."""
+    """Replace the easy view's local descriptors where the mask (B, L) is True by those of wrong candidates (B, L)."""
     local = shortlist.candidates.local.clone()
     others = local[torch.arange(len(local))[:, None], wrong, torch.arange(wrong.shape[1])]
     local[:, EASY_PLACE] = torch.where(masks[..., None], others, local[:, EASY_PLACE])
@@ -188,7 +207,7 @@ def _replaced(shortlist: Shortlist, masks: Tensor, wrong: Tensor) -> Shortlist:
 
 
 def _falls(whole: Tensor, linkless: Tensor, damaged: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From scores (B, K): the hard view's falls in standard deviations, its place, and places that it falls first."""
+    """Return from scores (B, K) the hard view's falls, its place, and the places that it falls in the first case."""
     spread = whole.std(dim=1).clamp(min=1e-12)
     falls = [(whole[:, HARD_PLACE] - scores[:, HARD_PLACE]) / spread for scores in (linkless, damaged)]
     places = [(s[:, HARD_PLACE + 1 :] > s[:, HARD_PLACE, None]).sum(dim=1).float() for s in (linkless, whole)]

@@ -12,13 +12,14 @@ from locore.report.results import BoardRun
 from locore.report.tables import markdown
 
 
-def differences(finished: Mapping[str, list[BoardRun]], shown: list[str], protocol: str) -> list[dict[str, str]]:
+def differences(finished: Mapping[str, list[BoardRun]], shown: list[str], protocol: str, every_pair: bool = True) -> list[dict[str, str]]:
     """Compare each row with each other, the mean over its seeds, with 95 % intervals by class.
 
     Args:
         finished: runs of each row.
         shown: names of the metrics.
         protocol: under which they are compared.
+        every_pair: False = the first row with each other one.
 
     Returns:
         For each pair "first", "second" and, of each metric, first less second in points as text.
@@ -29,7 +30,8 @@ def differences(finished: Mapping[str, list[BoardRun]], shown: list[str], protoc
     }
     groups = next(iter(finished.values()))[0].queries[protocol]["class"]
     found = []
-    for one, other in combinations(values, 2):
+    pairs = list(combinations(values, 2))
+    for one, other in pairs if every_pair else pairs[: len(values) - 1]:
         pair = {"first": one, "second": other}
         for m in shown:
             difference = 100 * (values[one][m] - values[other][m])

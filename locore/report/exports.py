@@ -1,4 +1,4 @@
-"""Rankings and right answers as TREC's evaluation tools read them (trec_eval, ir-measures, ranx)."""
+"""Rankings and right answers in the formats of TREC's tools (trec_eval, ir-measures, ranx)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ DEPTH = 1000  # places of a ranking
 def write_trec(
     folder: Path, protocol: str, searched: Search, orders: dict[str, Tensor | None], benchmark: Benchmark
 ) -> None:
-    """Write `<protocol>.qrels` and of each method `<protocol>.<method>.run`; images that do not count are left out.
+    """Write `<protocol>.qrels` and, of each method, `<protocol>.<method>.run`; junk is left out.
 
     Args:
-        orders: (Q, K) places of each method; None = as searched.
+        folder: of the files.
+        protocol: name of the protocol.
+        searched: its search.
+        orders: (Q, K) order of each method; None = as searched.
+        benchmark: names the images.
     """
     name = protocol.replace("*", "-star")
     queries, gallery = ([_word(n) for n in images.names] for images in (benchmark.queries, benchmark.gallery))
@@ -40,5 +44,5 @@ def write_trec(
 
 
 def _word(name: str) -> str:
-    """A name with %20 for the spaces that part TREC's columns, so that different names stay different."""
+    """Escape the spaces of a name, which separate TREC's columns, so that different names stay different."""
     return re.sub(r"[\s%]", lambda found: quote(found[0]), name)

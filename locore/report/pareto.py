@@ -14,7 +14,7 @@ Point = tuple[float, float, str]  # cost, quality and name
 
 
 def pareto_front(points: list[Point]) -> list[Point]:
-    """Those than which no other is both at most as dear and better, or cheaper and as good, the cheapest first."""
+    """Return the points that no other point beats in cost and quality, the cheapest first."""
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:
@@ -23,7 +23,7 @@ def pareto_front(points: list[Point]) -> list[Point]:
 
 
 def quality_and_cost(finished: dict[str, list[dict]], costs: Costs, protocol: str) -> list[Point]:
-    """Time of a list, and what decides in a protocol, of each row."""
+    """Return of each row the time of a list and the deciding metric of a protocol."""
     metric = columns(finished, protocol)[-1]
     return [
         (costs[name]["ms"], mean(run["protocols"][protocol]["reranked"][metric] for run in runs), name)
@@ -38,7 +38,7 @@ def front_names(finished: dict[str, list[dict]], costs: Costs, protocol: str) ->
 
 
 def _apart(values: list[float], gap: float) -> list[float]:
-    """Where labels of values stand so that none covers another: in their order, the lowest as low as it is."""
+    """Return places for labels so that none covers another, in the order of their values."""
     places, free = [0.0] * len(values), -float("inf")
     for i in sorted(range(len(values)), key=lambda i: values[i]):
         places[i] = max(values[i], free)
@@ -47,9 +47,10 @@ def _apart(values: list[float], gap: float) -> list[float]:
 
 
 def pareto(path: Path, measured: dict[str, tuple[dict[str, list[dict]], Costs]]) -> None:
-    """A panel a benchmark: what decides in its first protocol against the time of a list, with the Pareto front.
+    """Draw the deciding metric of each benchmark's first protocol against the time of a list, with the Pareto front.
 
     Args:
+        path: of the picture.
         measured: of each benchmark the metrics of its rows and their costs.
     """
     figure, axes = plt.subplots(

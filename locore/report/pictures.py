@@ -1,4 +1,4 @@
-"""Pictures: lists before and after, training, recalls, gains, and time and memory against length."""
+"""Pictures: lists before and after, training, recalls, gains, cost against length, and comparisons."""
 
 from __future__ import annotations
 
@@ -40,12 +40,16 @@ def lists(
     gallery: ImageSet,
     count: int,
 ) -> None:
-    """Queries with their first places before and after re-ranking: right ones framed green, wrong ones red, and grey
-    what does not count.
+    """Draw queries with their first places before and after re-ranking, framed green if right, red if wrong, grey if
+    junk.
 
     Args:
-        order: (Q, K) re-ranked places.
-        count: queries to show, drawn with seed 0.
+        path: of the picture.
+        searched: the search.
+        order: (Q, K) re-ranked order.
+        queries: images.
+        gallery: images.
+        count: number of queries, drawn with seed 0.
     """
     shown = min(SHOWN, order.shape[1])
     chosen = np.random.default_rng(0).permutation(len(order))[:count]
@@ -67,14 +71,14 @@ def lists(
 
 
 def _tile(image: Image.Image, frame: str | None) -> Image.Image:
-    """An image in a square of TILE pixels, in a frame of this colour."""
+    """Fit an image into a square of TILE pixels with a coloured frame."""
     inner = TILE - 2 * FRAME
     small = ImageOps.pad(image.convert("RGB"), (inner, inner), Image.Resampling.BICUBIC, color="white")
     return ImageOps.expand(small, FRAME, frame or "white")
 
 
 def training(path: Path, history: dict) -> None:
-    """The loss of every step and the metrics of every validation."""
+    """Draw the loss of every step and the metrics of every validation."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     loss = np.array(history["loss"])
     window = max(1, min(20, len(loss)))
@@ -93,9 +97,10 @@ def training(path: Path, history: dict) -> None:
 
 
 def curves(path: Path, right: dict[str, np.ndarray]) -> None:
-    """Recall against the length of the list that one looks at, a line a method.
+    """Draw recall against the length of the list, a line for each method.
 
     Args:
+        path: of the picture.
         right: (Q, depth) bool of each method.
     """
     figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
@@ -110,7 +115,14 @@ def curves(path: Path, right: dict[str, np.ndarray]) -> None:
 
 
 def gains(path: Path, before: np.ndarray, after: np.ndarray, metric: str) -> None:
-    """A metric in percent of each query (Q,), before and after: one against the other, and the gains in order."""
+    """Draw a metric of each query before and after: one against the other, and the sorted gains.
+
+    Args:
+        path: of the picture.
+        before: (Q,) in percent.
+        after: (Q,) in percent.
+        metric: its name.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     left.plot([0, 100], [0, 100], color="0.6", linewidth=1)
     left.scatter(before, after, s=8, alpha=0.3, linewidths=0)
@@ -133,10 +145,11 @@ def gains(path: Path, before: np.ndarray, after: np.ndarray, metric: str) -> Non
 
 
 def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
-    """Time and memory against the number of tokens, on logarithmic axes.
+    """Draw time and memory against the number of tokens, on logarithmic axes.
 
     Args:
-        measured: way of growing (a row) -> backbone (a line) -> its points and exponents.
+        path: of the picture.
+        measured: what grows (a row of panels) -> backbone (a line) -> its points and exponents.
     """
     figure, axes = plt.subplots(
         len(measured), 2, figsize=(10, 3.8 * len(measured)), layout="constrained", squeeze=False
@@ -154,8 +167,14 @@ def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
 
 
 def comparison(path: Path, finished: dict[str, list[dict]]) -> None:
-    """A panel a metric, or where there are several protocols a panel for what decides in each: a bar from global to the
-    mean, every seed a dot, global and oracle as lines."""
+    """Draw the rows of a comparison: bars from global to the mean, a dot for each seed, global and oracle as lines.
+
+    A panel shows a metric; of several protocols, the deciding metric of each.
+
+    Args:
+        path: of the picture.
+        finished: metrics of the runs of each row.
+    """
     known = protocols(finished)
     first = known[0]
     shown = (

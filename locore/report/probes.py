@@ -1,4 +1,4 @@
-"""What probes of several re-rankers found, as a table and a picture."""
+"""The results of probes as a table and a picture."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ MEANING = {
 
 
 def meaning(name: str) -> str:
-    """What a measure says."""
+    """Return the meaning of a measure."""
     return next(said for start, said in MEANING.items() if name.startswith(start))
 
 
 def two_digits(value: float) -> str:
-    """With two digits, and no sign before nothing."""
+    """Format a number with two digits, and no sign before zero."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
 def markdown(found: Found) -> str:
-    """A row a run: means with 95 % intervals."""
+    """Return a table with a row for each run: means with 95 % intervals."""
     names = list(next(iter(found.values())))
     lines = ["|  | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for run, values in found.items():
@@ -51,7 +51,7 @@ def markdown(found: Found) -> str:
 
 
 def picture(path: Path, found: Found) -> None:
-    """A panel for each that was measured: a point and its interval a run."""
+    """Draw a panel for each measure: a point and its interval for each run."""
     runs = list(found)
     names = list(found[runs[0]])
     figure, axes = plt.subplots(
@@ -77,13 +77,15 @@ def picture(path: Path, found: Found) -> None:
 
 @dataclass(frozen=True)
 class Link:
-    """Views that the transitivity probe is about.
+    """Views of the transitivity probe, for a picture.
 
     Attributes:
-        query, easy, hard: the views.
-        replaced: (M, 2) positions in the easy one, x and y in [0, 1].
-        side: of a cell.
-        lines: what each run made of it.
+        query: the view.
+        easy: the view.
+        hard: the view.
+        replaced: (M, 2) positions of the replaced descriptors in the easy view, x and y in [0, 1].
+        side: of a cell, as a share of the view.
+        lines: what became of the hard view under each run.
     """
 
     query: Image.Image
@@ -95,7 +97,7 @@ class Link:
 
 
 def draw_links(path: Path, shown: list[Link]) -> None:
-    """The supplement's Figure C: query, easy view with what is replaced in it, hard view, what became of its score."""
+    """Draw the supplement's Figure C: query, easy view with what is replaced, hard view, and change of its score."""
     figure, axes = plt.subplots(
         len(shown),
         4,
@@ -124,11 +126,11 @@ def draw_links(path: Path, shown: list[Link]) -> None:
 
 @dataclass(frozen=True)
 class Probes:
-    """What `experiments.probe` left in a folder.
+    """The results that `experiments.probe` wrote to a folder.
 
     Attributes:
-        found: see `Found`.
-        links: its picture of triples, a PNG in base64; None = another benchmark has none.
+        found: of each run the measures.
+        links: the picture of triples, a PNG in base64; None on other benchmarks than `posters`.
     """
 
     found: Found
@@ -136,10 +138,10 @@ class Probes:
 
     @classmethod
     def read(cls, folder: Path) -> Probes:
-        """From its folder.
+        """Read a folder.
 
         Raises:
-            ValueError: it has none, or is damaged.
+            ValueError: it has no results, or they are damaged.
         """
         try:
             found = json.loads((folder / "probe.json").read_text())["runs"]
@@ -147,6 +149,6 @@ class Probes:
             picture = folder / "links.png"
             return cls(found, base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None)
         except FileNotFoundError:
-            raise ValueError(f"'{folder}' has no probe.json; give the --out of experiments.probe.") from None
+            raise ValueError(f"'{folder}' has no probe.json; give the --out folder of experiments.probe.") from None
         except (json.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise ValueError(f"'{folder / 'probe.json'}' is damaged; run experiments.probe again.") from error

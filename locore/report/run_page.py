@@ -1,4 +1,4 @@
-"""One HTML page of several runs, with everything in it."""
+"""One self-contained HTML page of several runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ class Run:
     """A finished run.
 
     Attributes:
+        name: of its folder.
         metrics: of its metrics.json.
         queries: rows of its queries.csv.
         lists: of its rankings.
-        explained: of some lists of the first protocol, what moved the first scores, see `explain`.
+        explained: of some lists of the first protocol, the explanations of the first scores, see `explain`.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path, lists: Path) -> Run:
-        """From its folder.
+        """Read a run from its folder.
 
         Raises:
             ValueError: a file is damaged.
@@ -53,45 +54,45 @@ class Run:
             metrics = json.loads((folder / "metrics.json").read_text())
             queries = list(csv.DictReader(io.StringIO((folder / "queries.csv").read_text())))
             if not (isinstance(metrics, dict) and metrics.get("protocols") and queries):
-                raise ValueError("a file says nothing")
+                raise ValueError("a file is empty")
             with np.load(lists, allow_pickle=False) as file:
                 return cls(folder.name, metrics, queries, dict(file))
         except Exception as error:  # a damaged zip fails in many ways
-            raise ValueError(f"'{folder}' cannot be read ({error}); let the run end again.") from error
+            raise ValueError(f"'{folder}' cannot be read ({error}); run it again.") from error
 
     def of(self, protocol: str) -> dict[str, np.ndarray]:
-        """The lists of a protocol; none where it has no such protocol."""
+        """Return the lists of a protocol; empty if it has no such protocol."""
         return {n.split("/")[1]: value for n, value in self.lists.items() if n.startswith(f"{protocol}/")}
 
 
 def page(groups: list[tuple[Benchmark, list[Run]]], queries: int, probes: Probes | None = None) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        groups: runs by what they were measured on.
-        queries: how many are shown of each protocol at most.
-        probes: of some of the runs; None = the page goes without.
+        groups: benchmarks with the runs on each.
+        queries: number of queries of each protocol that are shown at most.
+        probes: of some of the runs; None = none are shown.
 
     Raises:
-        ValueError: runs of one benchmark have other queries or protocols than each other.
+        ValueError: runs of one benchmark have different queries or protocols.
     """
     data = {"benchmarks": [_benchmark(benchmark, runs, queries) for benchmark, runs in groups]}
     try:
         text = embedded(data)
     except ValueError as error:
-        raise ValueError("A run has metrics that are not finite; let it end again.") from error
+        raise ValueError("A run has metrics that are not finite; run it again.") from error
     return rendered(
         "page.html.j2", data=text, plotly=get_plotlyjs(), probes=probes, meaning=meaning, two_digits=two_digits
     )
 
 
 def drawn(count: int, queries: int) -> list[int]:
-    """Which of so many queries are shown where no more than `queries` are."""
+    """Draw which of `count` queries are shown, if no more than `queries` are."""
     return np.sort(np.random.default_rng(0).permutation(count)[:queries]).tolist()
 
 
 def embedded(data: Any) -> str:
-    """Data as the JSON of a page's script, which no tag in it can end.
+    """Return data as JSON for a page's script, safe from tags in it.
 
     Raises:
         ValueError: a number is not finite.
@@ -100,18 +101,18 @@ def embedded(data: Any) -> str:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """One of the templates beside this file, filled in."""
+    """Fill in one of the templates."""
     loader = PackageLoader("locore.report", "templates")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(template).render(values)
 
 
 def _benchmark(benchmark: Benchmark, runs: list[Run], queries: int) -> dict[str, Any]:
-    """What the page shows of one benchmark."""
+    """Return what the page shows of one benchmark."""
     first = runs[0]
     for run in runs[1:]:
         known = [[(row["protocol"], row["query"]) for row in each.queries] for each in (first, run)]
         if known[0] != known[1]:
-            raise ValueError(f"'{first.name}' and '{run.name}' asked other queries of '{benchmark.name}'.")
+            raise ValueError(f"'{first.name}' and '{run.name}' have different queries of '{benchmark.name}'.")
     protocols = list(first.metrics["protocols"])
     pictures, hard = Pictures(benchmark), _hard(first)
     return {
@@ -123,7 +124,7 @@ def _benchmark(benchmark: Benchmark, runs: list[Run], queries: int) -> dict[str,
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    """A run's row of the table, without what depends on the protocol."""
+    """Return a run's row of the table, without the columns that depend on the protocol."""
     metrics = run.metrics
     return {
         "name": run.name,
@@ -142,11 +143,11 @@ def _summary(run: Run) -> dict[str, Any]:
 def _protocol(
     protocol: str, runs: list[Run], pictures: Pictures, hard: set[tuple[int, int]], queries: int
 ) -> dict[str, Any]:
-    """Metrics, curves and queries of one protocol."""
+    """Return metrics, curves and queries of one protocol."""
     measured = [run.metrics["protocols"][protocol] for run in runs]
     for run, each in zip(runs, measured, strict=True):
         if each["global"] != measured[0]["global"]:
-            raise ValueError(f"'{runs[0].name}' and '{run.name}' start from other searches; make a page of each.")
+            raise ValueError(f"'{runs[0].name}' and '{run.name}' start from different searches; make a page of each.")
     main = measured[0]["shown"][-1]
     rows = [[row for row in run.queries if row["protocol"] == protocol] for run in runs]
     lists = [run.of(protocol) for run in runs]
@@ -181,14 +182,14 @@ def _protocol(
 
 
 def _explained(protocol: str, row: int, runs: list[Run]) -> dict[str, Any]:
-    """What moved the scores of a query's list under each run; nothing where no run says so."""
+    """Return the explanations of a query's list under each run; empty if no run has any."""
     if protocol != next(iter(runs[0].metrics["protocols"])) or not any(row in run.explained for run in runs):
         return {}
     return {"explained": [run.explained.get(row) for run in runs]}
 
 
 def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float]:
-    """Share of queries in percent with a right image among the first k, what does not count taken out."""
+    """Return the share of queries in percent with a right image among the first k, junk removed."""
     right, junk = lists["right"], lists["junk"]
     if order is not None:
         right, junk = (np.take_along_axis(x, order.astype(np.int64), axis=1) for x in (right, junk))
@@ -202,7 +203,7 @@ def _curve(lists: dict[str, np.ndarray], order: np.ndarray | None) -> list[float
 
 
 def _hard(run: Run) -> set[tuple[int, int]]:
-    """Query and gallery image of what is right under a protocol for hard images, where there is one."""
+    """Return query and gallery image of the positives of the protocol "hard", if there is one."""
     lists = run.of("hard")
     if not lists:
         return set()
@@ -213,7 +214,7 @@ def _hard(run: Run) -> set[tuple[int, int]]:
 def _places(
     lists: dict[str, np.ndarray], row: int, order: np.ndarray, pictures: Pictures, hard: set[tuple[int, int]]
 ) -> list[list[Any]]:
-    """The first places of a list: picture, right / hard / wrong / junk, place before, similarity, score."""
+    """Return the first places of a list: picture, kind, place before, similarity and score."""
     found = []
     for place in order[:SHOWN].astype(int).tolist():
         kind = "right" if lists["right"][row, place] else "junk" if lists["junk"][row, place] else "wrong"
@@ -228,22 +229,22 @@ def _places(
 
 
 class Pictures:
-    """Small pictures of the images that a page shows, each once."""
+    """Thumbnails of the images that a page shows, each once."""
 
     def __init__(self, benchmark: Benchmark):
         self._sets: dict[str, ImageSet] = {"q": benchmark.queries, "g": benchmark.gallery}
         self._wanted: dict[tuple[str, int], int] = {}
 
     def query(self, index: int) -> int:
-        """Number of the picture of a query."""
+        """Return the number of a query's picture."""
         return self._wanted.setdefault(("q", index), len(self._wanted))
 
     def listed(self, index: int) -> int:
-        """Number of the picture of a gallery image."""
+        """Return the number of a gallery image's picture."""
         return self._wanted.setdefault(("g", index), len(self._wanted))
 
     def made(self) -> list[dict[str, str | None]]:
-        """Name and data of every picture; no data where the image is not at hand."""
+        """Return name and data of every picture; no data if the image cannot be read."""
         return [
             {"name": self._sets[which].names[index], "data": _picture(self._sets[which], index)}
             for which, index in track(self._wanted, "drawing pictures")
@@ -258,7 +259,7 @@ def _picture(images: ImageSet, index: int) -> str | None:
 
 
 def webp(image: Image.Image, side: int) -> str:
-    """A picture of an image, made small, in base64."""
+    """Return a thumbnail of an image, WebP in base64."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One HTML page of what a search found."""
+"""One self-contained HTML page of the result of a search."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Found:
     Attributes:
         name: its path below the folder.
         before: its place before re-ranking, from 1.
-        similarity: of global descriptors.
-        score: the re-ranker's; None where it gives an order alone.
+        similarity: of the global descriptors.
+        score: of the re-ranker; None if it gives an order alone.
     """
 
     name: str
@@ -35,14 +35,15 @@ class Found:
 def page(
     query: Path, picture: Image.Image, folder: Path, about: str, found: list[Found], explained: Sequence[Explained]
 ) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        query: its file.
-        picture: what was asked of it.
+        query: file of the query.
+        picture: the query, cropped if it was.
+        folder: of the photos.
         about: a sentence on what was searched, and how.
-        found: best first.
-        explained: what moved the scores of the first of them, see `explain`.
+        found: the photos, best first.
+        explained: explanations of the first scores, see `explain`.
     """
     moved = [*explained, *[None] * (len(found) - len(explained))]
     hits = [

@@ -1,4 +1,4 @@
-"""What encoders learned of lists on which a candidate can be right because of another one alone."""
+"""What encoders learned on synthetic lists, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ SAID = {"easy": "shares something with the query", "linked": "shares something w
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
-    """A row a backbone: share of wrong candidates below the right one, with 95 % intervals."""
+    """Return a table with a row for each backbone: the share of wrong candidates below the right one, with 95 %
+    intervals.
+    """
     lines = ["|  | parameters | " + " | ".join(SAID) + " |", "|---|---|" + "---|" * len(SAID)]
     for name, values in found.items():
         cells = (f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for v in (values[kind] for kind in SAID))
@@ -21,7 +23,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
 
 
 def picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
-    """A panel for each of the two, a line a backbone."""
+    """Draw a panel for each kind of candidate, a line for each backbone."""
     figure, axes = plt.subplots(1, len(SAID), figsize=(11, 4), sharey=True, layout="constrained")
     for axis, (kind, what) in zip(axes, SAID.items(), strict=True):
         for name, values in found.items():

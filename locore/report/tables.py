@@ -11,13 +11,13 @@ from typing import Any
 
 
 def protocols(finished: dict[str, list[dict]]) -> list[str]:
-    """The protocols that were measured, the first one first; where nothing was, one without a name."""
+    """Return the measured protocols, the first one first; one without a name if nothing was measured."""
     runs = next(iter(finished.values()), [])
     return list(runs[0]["protocols"]) if runs else [""]
 
 
 def columns(finished: dict[str, list[dict]], protocol: str) -> list[str]:
-    """The metrics that are shown, the one that decides last."""
+    """Return the names of the shown metrics, the deciding one last."""
     return next(iter(finished.values()))[0]["protocols"][protocol]["shown"]
 
 
@@ -29,11 +29,15 @@ def rows(
     front: Collection[str] = (),
     reference: dict[str, dict[str, str]] | None = None,
 ) -> list[dict[str, str]]:
-    """The table of a protocol as text: global, each row, the oracle; failed runs last.
+    """Return the table of a protocol as text: global, each row, oracle and chance; failed runs last.
 
     Args:
-        costs: of each row, where they were measured side by side.
-        reference: of some rows further columns, see `read_reference`.
+        finished: metrics of the runs of each row.
+        failed: error of each failed run.
+        protocol: name of the protocol.
+        costs: of a list under each row, where they were measured.
+        front: names of the rows on the Pareto front.
+        reference: further columns of some rows, see `read_reference`.
     """
 
     def spread(values: list[float], digits: int = 1) -> str:
@@ -41,7 +45,7 @@ def rows(
         return f"{mean(values):.{digits}f}{deviation}"
 
     def used(runs: list[dict], values: list[float], digits: int = 1) -> str:
-        """Time or memory: of different machines each by itself."""
+        """Format time or memory, of different machines one by one."""
         if len({run["machine"] for run in runs}) > 1:
             return " / ".join(f"{value:.{digits}f}" for value in values)
         return spread(values, digits)
@@ -90,10 +94,14 @@ def rows(
 
 
 def read_reference(path: Path, table: str) -> dict[str, dict[str, str]]:
-    """The columns of a CSV file that stand beside the rows of a table, by row.
+    """Read the numbers of a paper that stand beside the rows of a table, by row.
+
+    Args:
+        path: CSV file with the columns `table`, `row` and others.
+        table: whose lines are read.
 
     Raises:
-        ValueError: it is missing, or has no columns `table` and `row`.
+        ValueError: the file is missing, or has no columns `table` and `row`.
     """
     try:
         with open(path, newline="") as file:
@@ -108,13 +116,13 @@ def read_reference(path: Path, table: str) -> dict[str, dict[str, str]]:
 
 
 def _header(table: list[dict[str, str]]) -> list[str]:
-    """Every column of the table, in the order of its longest row."""
+    """Return every column of the table, in the order of its longest row."""
     longest = max(table, key=len, default={"": ""})
     return list(longest)
 
 
 def markdown(table: list[dict[str, str]]) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     header = _header(table)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row.get(column, "") for column in header) + " |" for row in table]
@@ -122,7 +130,7 @@ def markdown(table: list[dict[str, str]]) -> str:
 
 
 def latex(table: list[dict[str, str]]) -> str:
-    """The table as a LaTeX tabular."""
+    """Return the table as a LaTeX tabular."""
     header = _header(table)
 
     def line(cells: list[str]) -> str:
@@ -142,19 +150,20 @@ def _escaped(text: str) -> str:
 
 
 def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | None = None) -> str:
-    """What was measured, and how the tables were made.
+    """Return what was measured and how the tables were made.
 
     Args:
-        costs: with their machine and commit, where they were measured side by side.
+        finished: metrics of the runs of each row.
+        command: that made the tables.
+        costs: of a list under each row, with machine and commit, where they were measured.
     """
     note = "Re-ranking in batches; memory of the whole process."
     if costs:
         one_cost = next(iter(costs.values()))
         note = (
-            "Costs of one list of random descriptors, all rows in turn (machine: "
-            f"{one_cost['machine']}; commit {one_cost['commit']}); bytes an image as experiments.extract writes them: the "
-            "global descriptor, and of a row that reads them the locals in half precision; front: no other row is as "
-            "cheap and better."
+            f"Costs of one list of random descriptors, all rows in turn (machine: {one_cost['machine']}; commit "
+            f"{one_cost['commit']}); bytes an image as experiments.extract writes them: the global descriptor, and of "
+            "a row that reads them the local descriptors in half precision; front: no other row is as cheap and better."
         )
     one = next(iter(finished.values()))[0]
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
@@ -169,7 +178,7 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
 
 
 def _machines(finished: dict[str, list[dict]]) -> str:
-    """The machine of all runs, or each one with its rows: seconds of different ones do not compare."""
+    """Return the machine of all runs, or each with its rows: seconds of different machines do not compare."""
     rows: dict[str, list[str]] = {}
     for name, runs in finished.items():
         for machine in sorted({run["machine"] for run in runs}):
@@ -180,7 +189,7 @@ def _machines(finished: dict[str, list[dict]]) -> str:
 
 
 def csv_text(tables: dict[str, list[dict]]) -> str:
-    """The tables of all protocols as comma-separated values."""
+    """Return the tables of all protocols as comma-separated values."""
     text = io.StringIO()
     together = [{"protocol": protocol, **row} for protocol, table in tables.items() for row in table]
     writer = csv.DictWriter(text, _header(together), restval="")

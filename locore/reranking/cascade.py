@@ -1,4 +1,4 @@
-"""Re-rankers one behind the other, each on the head of what the one before it left (supplement, B.1)."""
+"""A cascade of re-rankers, each on the head of the list that the one before it left (supplement, B.1)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from locore.reranking.reranker import Ranking, Reranker, Shortlist
 
 @dataclass(frozen=True)
 class Cascade:
-    """Attributes:
-    stages: re-rankers, each with how many of the list it reorders; None = all.
+    """Re-rankers in a row.
+
+    Attributes:
+        stages: re-rankers, each with the number of candidates that it reorders; None = all.
     """
 
     stages: Sequence[tuple[Reranker, int | None]]
 
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """An order; scores of different stages cannot be compared, so there are none."""
+        """Reorder candidates, without scores: those of different stages cannot be compared."""
         batch, count = shortlist.similarities.shape
         order = torch.arange(count, device=shortlist.similarities.device).repeat(batch, 1)
         for reranker, cut in self.stages:

@@ -16,22 +16,28 @@ TEMPERATURES = np.concatenate([np.linspace(0.05, 1, 20).round(2), [1.5, 2.0, 3.0
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Weight α of the global similarity g, and temperature t of the raw local score ℓ."""
+    """The ensemble of global similarity g and local score ℓ.
+
+    Attributes:
+        alpha: α, weight of the global similarity.
+        temperature: t, of the raw local score.
+    """
 
     alpha: float
     temperature: float
 
     def __call__(self, similarities: Tensor, scores: Tensor) -> Tensor:
-        """(B, K) similarities and raw scores -> (B, K) combined scores."""
+        """Combine similarities and raw scores, (B, K) each."""
         return self.alpha * similarities + (1 - self.alpha) * torch.sigmoid(self.temperature * scores)
 
     @classmethod
     def fit(cls, similarities: Tensor, scores: Tensor, quality) -> Ensemble:
-        """The point of the grid with the best `quality(order)` on a validation set; the first of equals.
+        """Choose the best ensemble of the grid on a validation set; the first of equally good ones.
 
         Args:
-            similarities, scores: (Q, K).
-            quality: (Q, K) order -> number, higher is better.
+            similarities: (Q, K).
+            scores: (Q, K).
+            quality: of an order (Q, K), higher is better.
         """
         best, chosen = -np.inf, cls(1.0, 1.0)
         for alpha in track(ALPHAS, "choosing the ensemble"):

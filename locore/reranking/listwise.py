@@ -1,4 +1,4 @@
-"""LOCORE: the query and all candidates as one sequence, every token scored, candidates reordered."""
+"""LOCORE: query and candidates as one sequence, every token classified, candidates reordered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 def projection(inputs: int, width: int, forced: bool, bottleneck: int | None, activation: str) -> nn.Module:
-    """Descriptor to token: the identity where the sizes agree, else linear, else linear, activation, linear."""
+    """Build the projection of a descriptor to a token: the identity if sizes agree, else linear, or linear, activation,
+    linear.
+    """
     if bottleneck:
         return nn.Sequential(nn.Linear(inputs, bottleneck), ACTIVATIONS[activation](), nn.Linear(bottleneck, width))
     return nn.Linear(inputs, width) if forced or inputs != width else nn.Identity()
@@ -40,7 +42,9 @@ class Embedded:
 
     Attributes:
         blocks: (B, 1 + K, S, D) before positions.
-        real: (B, 1 + K, S) bool. Others: as `Shortlist`.
+        real: (B, 1 + K, S) bool, True = real.
+        similarities: as in `Shortlist`.
+        present: as in `Shortlist`.
     """
 
     blocks: Tensor
@@ -49,7 +53,7 @@ class Embedded:
     present: Tensor | None
 
     def take(self, places: Tensor) -> Embedded:
-        """Some of the candidates: (B, M) places on the shortlist."""
+        """Select candidates by their places (B, M) on the shortlist."""
         rows, images = torch.arange(len(places), device=places.device)[:, None], F.pad(places + 1, (1, 0))
         present = None if self.present is None else self.present[rows, places]
         return Embedded(self.blocks[rows, images], self.real[rows, images], self.similarities[rows, places], present)
@@ -60,14 +64,15 @@ class ListEmbedding(nn.Module):
 
     Args:
         width: D.
-        local_dim, global_dim: widths of the descriptors.
+        local_dim: width of a local descriptor.
+        global_dim: width of a global descriptor.
         max_positions: rows of the position table.
-        global_token: whether a block opens with the global descriptor.
-        positions: "absolute" 0 … T-1; "segment", one for all tokens of an image; "none", one for all.
-        scales: how many scale embeddings.
+        global_token: a block starts with the global descriptor.
+        positions: "absolute" = 0 … T-1; "segment" = one for all tokens of an image; "none" = one for all tokens.
+        scales: number of scale embeddings.
         dropout: of the tokens.
-        force_projection: project also where the sizes agree.
-        bottleneck: inner width of a two-layer projection.
+        force_projection: project also if the sizes agree.
+        bottleneck: inner width of a two-layer projection; None = one layer.
         activation: of the two-layer projection.
     """
 
@@ -101,11 +106,11 @@ class ListEmbedding(nn.Module):
             nn.init.normal_(table, std=0.02)
 
     def layout(self, local_count: int, candidates: int) -> ListLayout:
-        """The layout of lists of K candidates with L locals an image."""
+        """Return the layout of lists of K candidates with L local descriptors an image."""
         return ListLayout(block=local_count + 1 + self.global_token, images=1 + candidates)
 
     def forward(self, shortlist: Shortlist | Embedded) -> tuple[Tensor, ListLayout, Tensor]:
-        """-> tokens (B, T, D), layout, mask (B, T)."""
+        """Return tokens (B, T, D), their layout, and the mask (B, T)."""
         embedded = self.blocks(shortlist) if isinstance(shortlist, Shortlist) else shortlist
         blocks, real = embedded.blocks, embedded.real
         layout = ListLayout(blocks.shape[2], blocks.shape[1])
@@ -121,14 +126,14 @@ class ListEmbedding(nn.Module):
         needed = {"absolute": layout.tokens, "segment": layout.images, "none": 1}[self.positions]
         if needed > learned:
             raise ValueError(
-                f"A list of {layout.images} images and {layout.tokens} tokens needs {needed} positions where {learned} "
+                f"A list of {layout.images} images and {layout.tokens} tokens needs {needed} positions, but {learned} "
                 "are learned; take fewer candidates, or positions 'segment' or 'none'."
             )
         tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)
 
     def blocks(self, shortlist: Shortlist) -> Embedded:
-        """What does not depend on where a candidate stands."""
+        """Embed what does not depend on the place of a candidate."""
 
         def both(field: str) -> Tensor:
             query, candidates = getattr(shortlist.query, field), getattr(shortlist.candidates, field)
@@ -138,7 +143,7 @@ class ListEmbedding(nn.Module):
         scale = both("scale")
         if scale.min() < 0 or scale.max() >= self.scale.num_embeddings:
             raise ValueError(
-                f"Local descriptors are of scales {scale.min()} to {scale.max()}, and the re-ranker knows 0 to "
+                f"Local descriptors have scales {scale.min()} to {scale.max()}, and the re-ranker knows 0 to "
                 f"{self.scale.num_embeddings - 1}; give descriptors of the scales that it was trained on."
             )
         parts = [self.local(both("local")) + self.scale(scale)]
@@ -152,16 +157,25 @@ class ListEmbedding(nn.Module):
 
 
 class ListwiseReranker(nn.Module, ModelHubMixin):
-    """Embedding, any sequence encoder, and a two-class head on every token (outside / inside the query's class).
+    """Embedding, any sequence encoder, and a head that classifies every token as outside or inside the query's class.
 
     Args:
-        encoder: a sequence encoder, or a registered one's name.
-        local_dim, global_dim: widths of the descriptors.
-        max_positions: the longest list's tokens.
-        size, settings: of the encoder, where it is given by name.
-        score: how a candidate's tokens become its score: "mean" or "sum" over its block, "first" (the global token),
-            "last" (the last local), "product". SEP is left out, masked locals are not.
-        Others: see `ListEmbedding`; `dropout` is also the head's.
+        encoder: a sequence encoder, or the name of a registered one.
+        local_dim: width of a local descriptor.
+        global_dim: width of a global descriptor.
+        max_positions: tokens of the longest list.
+        size: named size of an encoder that is given by name.
+        settings: of an encoder that is given by name.
+        global_token: see `ListEmbedding`.
+        positions: see `ListEmbedding`.
+        score: how the logits of a candidate's tokens become its score: "mean" or "sum" over its block, "first" (the
+            global token), "last" (the last local descriptor) or "product". SEP is left out, masked local descriptors
+            are not.
+        scales: see `ListEmbedding`.
+        dropout: of the tokens and of the head.
+        force_projection: see `ListEmbedding`.
+        bottleneck: see `ListEmbedding`.
+        activation: see `ListEmbedding`.
     """
 
     trained: dict[str, Any] | None = None  # what it was trained on, saved as it was loaded
@@ -245,30 +259,31 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         return model.eval()
 
     def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
-        """-> logits (B, 1 + K, S, 2) of every token."""
+        """Return the logits (B, 1 + K, S, 2) of every token."""
         return self.head(self.dropout(self.encode(shortlist)))
 
     @torch.inference_mode()
     def embedded(self, shortlist: Shortlist) -> Embedded:
-        """The shortlist with its descriptors embedded, for whoever re-ranks parts of it again and again."""
+        """Embed a shortlist of which parts will be re-ranked again and again."""
         return self.embedding.blocks(shortlist)
 
     def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
-        """Those of descriptors to tokens, each with what it reads of these."""
+        """Return the projections of descriptors to tokens, each with the rows that it reads."""
         return [(self.embedding.local, descriptors.local), (self.embedding.global_, descriptors.global_descriptor)]
 
     def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
-        """-> hidden states (B, 1 + K, S, D) of every token."""
+        """Return the hidden states (B, 1 + K, S, D) of every token."""
         tokens, layout, mask = self.embedding(shortlist)
         return self.encoder(tokens, layout, mask).unflatten(1, (layout.images, layout.block))
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy over all tokens of the candidates' blocks, SEP and masked locals included.
+        """Compute the cross-entropy over all tokens of the candidates' blocks, SEP and masked local descriptors
+        included.
 
         Args:
             logits: (B, 1 + K, S, 2).
-            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = not counted.
             smoothing: of the labels.
         """
         targets = labels[:, :, None].expand(-1, -1, logits.shape[2])
@@ -277,7 +292,7 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         )
 
     def scores(self, logits: Tensor) -> Tensor:
-        """logits (B, 1 + K, S, 2) -> (B, K): from the raw logits of the positive class."""
+        """Reduce the positive logits of logits (B, 1 + K, S, 2) to scores (B, K)."""
         tokens = logits[:, 1:, :-1, 1].float()
         return {
             "mean": lambda: tokens.mean(-1),
@@ -289,7 +304,7 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist | Embedded) -> Ranking:
-        """Candidates by score; those not present last, with score -inf."""
+        """Sort candidates by score; those not present come last, with score -inf."""
         training = self.training
         self.eval()
         scores = self.scores(self(shortlist))

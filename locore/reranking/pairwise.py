@@ -1,4 +1,4 @@
-"""Learned re-rankers that look at one candidate at a time."""
+"""The base of learned re-rankers that look at one candidate at a time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ VALUES = 2**22  # of a layer's activations at a time in inference: as much memor
 
 
 class PairwiseReranker(nn.Module, ABC):
-    """Scores a query and a candidate; what else is on the list does not matter.
+    """Scores a query and a candidate, independent of the rest of the list.
 
     Attributes:
         width: of its tokens.
-        spec: what rebuilds it, where it was made by `create`.
-        trained: what it was trained on, saved as it was loaded.
+        spec: arguments that rebuild it, if `create` made it.
+        trained: what it was trained on, as it was loaded.
     """
 
     width: int
@@ -32,36 +32,36 @@ class PairwiseReranker(nn.Module, ABC):
 
     @classmethod
     def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
-        """The settings that tensors under published names show; None = they are another model's.
+        """Infer the settings from tensors under the published names; None if they belong to another model.
 
         Raises:
-            KeyError: they are this one's, and one that shows a setting is missing.
+            KeyError: they belong to this model, and one that shows a setting is missing.
         """
         return None
 
     @abstractmethod
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs, leading dimensions (N,) -> (N,) that they match."""
+        """Return the logits (N,) that N pairs match; descriptors have leading dimensions (N,)."""
 
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) scores that they are sorted by."""
+        """Return the scores (N,) that N pairs are sorted by."""
         return self.logits(query, candidate)
 
     def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
-        """Those of descriptors to tokens, each with what it reads of these."""
+        """Return the projections of descriptors to tokens, each with the rows that it reads."""
         return []
 
     def forward(self, shortlist: Shortlist) -> Tensor:
-        """-> (B, K) logits."""
+        """Return the logits (B, K) of all pairs."""
         return self._each(shortlist, self.logits)
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Binary cross-entropy of all pairs.
+        """Compute the binary cross-entropy of all pairs.
 
         Args:
             logits: (B, K).
-            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = takes no part.
+            labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = not counted.
             smoothing: of the labels.
         """
         counted = labels != IGNORED
@@ -69,12 +69,16 @@ class PairwiseReranker(nn.Module, ABC):
         return F.binary_cross_entropy_with_logits(logits[counted].float(), wanted)
 
     def values(self, local_count: int) -> int:
-        """How many a layer makes of a pair of images with so many local descriptors, for how many pairs fit at once."""
+        """Return the values that a layer computes for a pair, which bound how many pairs are read at a time.
+
+        Args:
+            local_count: local descriptors of an image.
+        """
         return 2 * local_count * self.width
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by score; those not present last, with score -inf."""
+        """Sort candidates by score; those not present come last, with score -inf."""
         training = self.training
         self.eval()
         at_once = max(1, VALUES // self.values(shortlist.query.local.shape[1]))
@@ -84,7 +88,7 @@ class PairwiseReranker(nn.Module, ABC):
 
     @staticmethod
     def _each(shortlist: Shortlist, function, at_once: int | None = None) -> Tensor:
-        """(B, K) of a function of N pairs, so many of them at a time; None = all."""
+        """Apply a function of N pairs to all pairs, (B, K), so many at a time; None = all."""
         batch, count = shortlist.similarities.shape
         rows = torch.arange(batch, device=shortlist.similarities.device).repeat_interleave(count)
         places = torch.arange(count, device=rows.device).repeat(batch)
@@ -96,7 +100,7 @@ class PairwiseReranker(nn.Module, ABC):
 
 
 def start_linear(model: nn.Module, fill: Callable[[Tensor], Tensor]) -> None:
-    """Fill the weights of all linear layers as a published training starts them, and their biases with zeros."""
+    """Initialise all linear layers as a published training does: weights by a function, biases zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             fill(module.weight)
@@ -104,38 +108,45 @@ def start_linear(model: nn.Module, fill: Callable[[Tensor], Tensor]) -> None:
 
 
 def count_layers(tensors: dict[str, Tensor], prefix: str) -> int:
-    """How many layers have tensors, whose names start with such a prefix and a number."""
+    """Count the layers whose tensors' names start with a prefix and a number."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
 def square(image: Descriptors) -> int:
-    """Side of the grid that an image's locals are.
+    """Return the side of the grid that an image's local descriptors are.
 
     Raises:
-        ValueError: they are no square grid.
+        ValueError: they are not a square grid.
     """
     cells = image.local.shape[1]
     side = round(cells**0.5)
     if side**2 != cells:
-        raise ValueError(f"This re-ranker reads a square grid, and images have {cells} local descriptors.")
+        raise ValueError(f"This re-ranker needs a square grid, and images have {cells} local descriptors.")
     return side
 
 
 def is_learned(method: str) -> bool:
-    """Whether a registered re-ranker is one of these."""
+    """Return whether a registered re-ranker is learned."""
     build = rerankers.entry(method).build
     return inspect.isclass(build) and issubclass(build, PairwiseReranker)
 
 
 def without_weights() -> list[str]:
-    """Names of the registered re-rankers that need no training."""
+    """List the registered re-rankers that need no training."""
     return [name for name in rerankers.available() if not is_learned(name)]
 
 
 def create(
     method: str, size: str, local_dim: int | None, global_dim: int | None, settings: dict[str, Any]
 ) -> PairwiseReranker:
-    """One of these for descriptors of such widths, None = of any, in a named size.
+    """Create a learned re-ranker.
+
+    Args:
+        method: registered name.
+        size: named size.
+        local_dim: width of a local descriptor; None = any.
+        global_dim: width of a global descriptor; None = any.
+        settings: further arguments.
 
     Raises:
         ValueError: unknown name, size or setting, or widths that it cannot be built for.

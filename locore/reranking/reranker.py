@@ -25,9 +25,9 @@ class Shortlist:
     Attributes:
         similarities: (B, K) of the global descriptors.
         query: descriptors with leading dimensions (B,).
-        candidates: with leading dimensions (B, K).
-        present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are there. (`rwkv`
-            decays by the length of the batch's longest list, so there its scores move a little.)
+        candidates: descriptors with leading dimensions (B, K).
+        present: (B, K) bool, False = this list is shorter and has no such candidate; None = all are present. (`rwkv`
+            decays by the length of the longest list in the batch, so its scores change a little there.)
     """
 
     similarities: Tensor
@@ -44,17 +44,25 @@ class Shortlist:
         candidates: Tensor,
         device: torch.device | str = "cpu",
     ) -> Shortlist:
-        """Read a batch from descriptor tables: rows (B,) of the queries, candidates (B, K) of the gallery."""
+        """Read a batch from descriptor tables.
+
+        Args:
+            queries: table of the queries.
+            rows: (B,) of the queries.
+            gallery: table of the gallery.
+            candidates: (B, K) rows of the gallery.
+            device: of the batch.
+        """
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
         return cls(torch.einsum("bd,bkd->bk", query.global_descriptor, listed.global_descriptor), query, listed)
 
     def to(self, device: torch.device) -> Shortlist:
-        """The same on a device."""
+        """Move to a device."""
         present = None if self.present is None else self.present.to(device)
         return Shortlist(self.similarities.to(device), self.query.to(device), self.candidates.to(device), present)
 
     def take(self, places: Tensor) -> Shortlist:
-        """Some of the candidates: (B, M) places on the shortlist."""
+        """Select candidates by their places (B, M) on the shortlist."""
         rows = torch.arange(len(places), device=places.device)[:, None]
         present = None if self.present is None else self.present[rows, places]
         return Shortlist(self.similarities[rows, places], self.query, self.candidates[rows, places], present)
@@ -69,7 +77,16 @@ class Shortlist:
         global_dim: int,
         device: torch.device | str = "cpu",
     ) -> Shortlist:
-        """Random unit descriptors, all locals real: to try a re-ranker on, or to time it."""
+        """Draw random unit descriptors without missing ones, to try or to time a re-ranker.
+
+        Args:
+            batch: B.
+            candidates: K.
+            local_count: L.
+            local_dim: width of a local descriptor.
+            global_dim: width of a global descriptor.
+            device: of the batch.
+        """
 
         def descriptors(*lead: int) -> Descriptors:
             return Descriptors(
@@ -91,7 +108,7 @@ class Ranking:
 
     Attributes:
         order: (B, K) long, places on the shortlist, best first.
-        scores: (B, K) of the candidates as they stand on the shortlist, or None where a method's are not comparable.
+        scores: (B, K) of the candidates as they stand on the shortlist; None if they cannot be compared.
     """
 
     order: Tensor
@@ -99,18 +116,22 @@ class Ranking:
 
     @classmethod
     def by(cls, scores: Tensor) -> Ranking:
-        """Best score first; equal scores keep the shortlist's order.
+        """Sort by score, best first; equal scores keep the order of the shortlist.
 
         Raises:
             ValueError: a score is not a number.
         """
         if scores.isnan().any():
-            raise ValueError("A re-ranker's scores are not numbers; its weights or the descriptors overflow.")
+            raise ValueError("The scores of a re-ranker are not numbers; its weights or the descriptors overflow.")
         return cls(scores.argsort(dim=1, descending=True, stable=True), scores)
 
 
 def at_least(reranker: object, **least: float) -> None:
-    """Refuse settings of a re-ranker that are below what is given, or not finite; where that is whole, they are too."""
+    """Check that settings of a re-ranker are finite and not below a bound; whole numbers if the bound is one.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
     for name, bound in least.items():
         value = getattr(reranker, name)
         whole = isinstance(bound, int)
@@ -132,12 +153,12 @@ def describe_mismatch(reranker: object, described: Descriptors) -> str | None:
 
 
 def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
-    """Scores (B, K), -inf for candidates that are not there."""
+    """Set the scores (B, K) of candidates that are not present to -inf."""
     return scores if present is None else scores.masked_fill(~present, -torch.inf)
 
 
 def among_candidates(shortlist: Shortlist) -> Tensor:
-    """(B, K, K) similarities of a list's candidates by global descriptors; -inf to those that are not there."""
+    """Return (B, K, K) global similarities of a list's candidates; -inf to those not present."""
     alike = shortlist.candidates.global_descriptor @ shortlist.candidates.global_descriptor.mT
     return alike if shortlist.present is None else alike.masked_fill(~shortlist.present[:, None], -torch.inf)
 
@@ -158,5 +179,5 @@ class Reranker(Protocol):
     """Anything that reorders a shortlist."""
 
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Reorder each query's candidates."""
+        """Reorder the candidates of each query."""
         ...

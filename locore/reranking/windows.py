@@ -1,5 +1,4 @@
-"""Long shortlists, a window at a time (section 3.4; as RankGPT, Sun et al. 2023): good candidates climb from window to
-window."""
+"""Long shortlists in windows (section 3.4; as RankGPT, Sun et al. 2023): good candidates climb."""
 
 from __future__ import annotations
 
@@ -22,14 +21,14 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Windows:
-    """A re-ranker of lists of any length, by one of lists of K.
+    """Re-ranks lists of any length by a re-ranker of lists of K.
 
     Attributes:
         reranker: reorders a window.
         size: K.
-        stride: by how many places the next window is moved.
-        way: in which order windows follow each other, see `ORDERS`.
-        ensemble: sorts a window by global and local score together; None = as the re-ranker does.
+        stride: number of places that the next window moves by.
+        order: in which windows follow each other, one of `ORDERS`.
+        ensemble: sorts a window by global and local score together; None = by the re-ranker's order.
     """
 
     reranker: Reranker
@@ -42,12 +41,10 @@ class Windows:
         if self.order not in ORDERS:
             raise ValueError(f"Unknown order of windows '{self.order}'{suggest(self.order, ORDERS)}")
         if not 1 <= self.stride <= self.size:
-            raise ValueError(
-                f"Windows of {self.size} cannot move by {self.stride}; by 1 to their size, or places are left out."
-            )
+            raise ValueError(f"Windows of {self.size} cannot move by {self.stride}; give a stride of 1 to their size.")
 
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """An order; scores of different windows cannot be compared, so there are none."""
+        """Reorder candidates, without scores: those of different windows cannot be compared."""
         embedded = getattr(self.reranker, "embedded", None)  # what every window would do again
         whole = embedded(shortlist) if embedded else shortlist
         batch, count = shortlist.similarities.shape
@@ -59,17 +56,19 @@ class Windows:
         return Ranking(places, None)
 
     def _sorted(self, window) -> Tensor:
-        """(B, K) places in the window, best first."""
+        """Return the places (B, K) in a window, best first."""
         ranking = self.reranker.rerank(window)
         if self.ensemble is None:
             return ranking.order
         if ranking.scores is None:
-            raise ValueError("This re-ranker gives an order without scores, so windows have no ensemble to sort by.")
+            raise ValueError(
+                "This re-ranker gives an order without scores, so windows cannot be sorted by an ensemble."
+            )
         return Ranking.by(only_present(self.ensemble(window.similarities, ranking.scores), window.present)).order
 
 
 def windows(count: int, size: int, stride: int, ahead: bool) -> list[tuple[int, int]]:
-    """Start and end of each window over `count` places; the last one is shorter where it would reach beyond."""
+    """Return start and end of each window over `count` places; the last one is shorter if it would reach beyond."""
     if count <= size:
         return [(0, count)]
     steps = range(-(-(count - size) // stride) + 1)

@@ -1,4 +1,4 @@
-"""The hits of anyone's search, re-ranked: images in, an order out."""
+"""Re-rank the hits of any search: images in, an order out."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PHOTOS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Hit:
-    """One of the images that were given.
+    """One of the given images.
 
     Attributes:
-        index: its place among them.
-        score: the re-ranker's; None where it gives an order alone.
+        index: its place among the given images.
+        score: of the re-ranker; None if it gives an order alone.
     """
 
     index: int
@@ -44,22 +44,22 @@ class Hit:
 def rerank(
     query: Picture, hits: Sequence[Picture], reranker: str | Path | Reranker, extractor: Extractor | None = None
 ) -> list[Hit]:
-    """Re-rank the hits of a search, the best first.
+    """Re-rank the hits of a search, best first.
 
     Args:
         query: an image or its file.
-        hits: likewise, in the order in which they were found; more than a list-wise model was trained on go through it
-            in windows.
-        reranker: a run folder, the name of a re-ranker without weights ("geometric", "chamfer", …), or a re-ranker: who
-            asks many queries loads it once, and gives its extractor.
-        extractor: of the descriptors; None = the one that the run was trained with, or without weights one for photos.
-            Descriptors are kept on disk, by what is in an image.
+        hits: images or their files, in the order in which they were found. More of them than a list-wise model was
+            trained on are re-ranked in windows.
+        reranker: a run folder, the name of a re-ranker without weights ("geometric", "chamfer", …), or a re-ranker: for
+            many queries, load it once and give its extractor.
+        extractor: of the descriptors; None = the one that the run was trained with, or, without weights, one for
+            photos. Descriptors are cached on disk by the content of an image.
 
     Raises:
         ValueError: there is no such re-ranker, it reads other descriptors, or an image cannot be read.
     """
     if isinstance(hits, str | Path):
-        raise ValueError(f"hits are a list of images or of their files, not '{hits}'.")
+        raise ValueError(f"hits must be a list of images or of their files, not '{hits}'.")
     if not len(hits):
         return []
     model, extractor, size = load_with_extractor(reranker, extractor)
@@ -71,9 +71,10 @@ def rerank_described(model: Reranker, size: int | None, query: Descriptors, hits
     """Re-rank hits by their descriptors.
 
     Args:
-        size: K of the windows that longer lists go through; None = the re-ranker reads any.
-        query: of one image, (1, …).
-        hits: (K, …).
+        model: the re-ranker.
+        size: K of the windows of longer lists; None = lists of any length.
+        query: descriptors of one image, (1, …).
+        hits: descriptors (K, …).
 
     Raises:
         ValueError: the re-ranker reads other descriptors.
@@ -93,16 +94,16 @@ def rerank_described(model: Reranker, size: int | None, query: Descriptors, hits
 def load_with_extractor(
     reranker: str | Path | Reranker, extractor: Extractor | None = None
 ) -> tuple[Reranker, Extractor, int | None]:
-    """The re-ranker, the extractor of what it reads, and the K of its windows, None = it reads lists of any length.
+    """Load a re-ranker together with the extractor of the descriptors that it reads; arguments and errors as `rerank`.
 
-    Args:
-        see `rerank`, as for errors.
+    Returns:
+        The re-ranker, the extractor, and K of its windows (None = it reads lists of any length).
     """
     untrained = without_weights()
     if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
         if str(reranker) not in untrained:
             near = suggest(str(reranker), untrained)
-            raise ValueError(f"'{reranker}' is no run folder, and no re-ranker without weights{near}")
+            raise ValueError(f"'{reranker}' is neither a run folder nor a re-ranker without weights{near}")
         return rerankers.create(str(reranker)), extractor or Extractor(**PHOTOS), None
     if isinstance(reranker, str | Path):
         reranker = Path(reranker).expanduser()
@@ -120,7 +121,7 @@ def load_with_extractor(
 
 
 def _longest(model: object, extractor: Extractor) -> int | None:
-    """How many candidates a list-wise model has positions for."""
+    """Return the number of candidates that a list-wise model has positions for."""
     if not isinstance(model, ListwiseReranker) or model.embedding.positions == "none":
         return None
     rows = model.embedding.position.num_embeddings - FIRST_ROW

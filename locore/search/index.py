@@ -1,4 +1,4 @@
-"""An index of a folder of photos: descriptors of all of them in one file, which grows as photos are added."""
+"""An index of a folder of photos: the descriptors of all of them in one file, which grows as photos are added."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Index:
 
     Attributes:
         names: (N,) paths below the folder.
-        descriptors: of them.
-        unreadable: path and reason of what is left out.
+        descriptors: of the photos.
+        unreadable: path and reason of each photo that is left out.
     """
 
     names: list[str]
@@ -34,20 +34,23 @@ class Index:
     unreadable: dict[str, str]
 
     def nearest(self, query: Descriptors, count: int) -> tuple[Tensor, Tensor]:
-        """Of the photos most similar to one query (1, …) by global descriptors, best first: (count,) similarities, and
-        their places."""
+        """Return similarities and indices (count,) of the photos most similar to one query (1, …), best first."""
         similarities = self.descriptors.global_descriptor.float() @ query.global_descriptor[0].float()
         return similarities.topk(min(count, len(self.names)))
 
 
 def index(folder: Path, extractor: Extractor) -> Index:
-    """The index of a folder and all below it; what was described before, and has not changed, is not again.
+    """Index a folder and all folders below it; photos that were described before, and have not changed, are not again.
+
+    Args:
+        folder: of the photos.
+        extractor: of the descriptors.
 
     Raises:
-        ValueError: there is no such folder, or no photo in it that can be read.
+        ValueError: there is no such folder, or it has no readable photo.
     """
     if not folder.is_dir():
-        raise ValueError(f"No folder of photos at '{folder}'.")
+        raise ValueError(f"There is no folder of photos at '{folder}'.")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     versions = {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
@@ -64,7 +67,7 @@ def index(folder: Path, extractor: Extractor) -> Index:
             unsaved = 0
     names = sorted(known)
     if not names:
-        raise ValueError(f"'{folder}' has no photo that can be read.")
+        raise ValueError(f"'{folder}' has no readable photo.")
     if new:
         _write(file, known, versions)
     return Index(names, Descriptors.stack([known[n] for n in names]), unreadable)
@@ -73,7 +76,7 @@ def index(folder: Path, extractor: Extractor) -> Index:
 def _described(
     folder: Path, names: list[str], extractor: Extractor
 ) -> Iterator[tuple[dict[str, Descriptors], dict[str, str]]]:
-    """A batch at a time, descriptors of each photo, and why others have none."""
+    """Yield, in batches, the descriptors of each photo, and the reasons why others have none."""
     if not names:
         return
     for start in track(range(0, len(names), extractor.batch_size), "indexing"):
@@ -83,7 +86,7 @@ def _described(
                 name.encode()
                 images[name] = open_image(folder / name)
             except UnicodeEncodeError:
-                failed[repr(name)] = "its name is no UTF-8; rename it"
+                failed[repr(name)] = "its name is not UTF-8; rename it"
             except ValueError as error:
                 failed[name] = str(error)
         if images:
@@ -101,7 +104,7 @@ def _write(file: Path, known: dict[str, Descriptors], versions: dict[str, tuple[
 
 
 def _read(file: Path) -> dict[str, tuple[tuple[int, int], Descriptors]]:
-    """Version and descriptors of each photo that is in the file; nothing where it is missing or damaged."""
+    """Read version and descriptors of each photo in the file; nothing if it is missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             names, versions = arrays["names"].tolist(), arrays["versions"].tolist()

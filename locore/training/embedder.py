@@ -1,4 +1,4 @@
-"""Global descriptors that are trained: a vision model with pytorch-metric-learning's losses."""
+"""Fine-tune a vision model for global descriptors, with pytorch-metric-learning's losses."""
 
 from __future__ import annotations
 
@@ -43,19 +43,23 @@ MINERS = {"multi_similarity": lambda miners: miners.MultiSimilarityMiner(epsilon
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What is trained, and on which batches.
+    """Settings of the fine-tuning: what is trained, on which batches.
 
     Attributes:
         loss: "proxy_anchor", "proxy_nca" (ProxyNCA++), "multi_similarity" (with its miner), "contrastive",
             "subcenter_arcface" or "normalised_softmax".
         dim: width of the descriptor; None = as pooled, without a head.
-        pooling, layer_norm: see `Embedder`.
-        local_dim: project the last map's cells to so many principal components, as local descriptors; None = do not.
-        per_class: images of a class in a batch. frozen_batch_norm: keep ImageNet's statistics.
-        frozen: leave the network as it is and train the head, and an attention that pools, alone. Where nothing but the
-            head is trained, on features that are computed once (no augmentation): seconds instead of minutes.
-        head_rate: learning rate of the head and of the loss's proxies over the network's.
-        smallest_crop: share of the image that a random crop has at least, 1 = no crops. flip: mirror half of them.
+        local_dim: number of principal components that the last map's cells are projected to as local descriptors; None
+            = no projection.
+        pooling: see `Embedder`.
+        layer_norm: see `Embedder`.
+        images_per_class: in a batch.
+        freeze_batch_norm: keep ImageNet's statistics.
+        freeze_backbone: train the head, and an attention pooling, alone. If only the head is trained, features are
+            computed once, without augmentation: seconds instead of minutes.
+        head_lr_scale: learning rate of the head and of the loss's proxies over that of the network.
+        min_crop_area: smallest share of the image in a random crop; 1 = no crops.
+        horizontal_flip: mirror half of the images.
     """
 
     loss: str = "multi_similarity"
@@ -75,7 +79,7 @@ class Finetuning:
         if self.loss not in LOSSES:
             raise ValueError(f"Unknown Finetuning.loss '{self.loss}'{suggest(self.loss, LOSSES)}")
         if self.freeze_backbone and self.dim is None:
-            raise ValueError("Finetuning.freeze_backbone trains the head alone, so give Finetuning.dim.")
+            raise ValueError("Finetuning.freeze_backbone trains the head alone; give Finetuning.dim.")
         if self.images_per_class < 2:
             raise ValueError("Finetuning.images_per_class must be at least 2: a loss compares images of one class.")
         if not 0 < self.min_crop_area <= 1:
@@ -89,11 +93,17 @@ class Finetuning:
     def fit(
         self, start: Embedder, images: ImageSet, training: Training, folder: Path, seed: int
     ) -> tuple[Embedder, dict]:
-        """Train on nine tenths of the classes, validate on the others. -> the embedder, and what `Training.fit` says.
+        """Train on nine tenths of the classes and validate on the others.
 
         Args:
-            start: whose network is trained on.
-            folder: of checkpoints; a broken-off training goes on from them.
+            start: embedder whose network is the start.
+            images: training images.
+            training: settings of the loop.
+            folder: of checkpoints, from which an interrupted training resumes.
+            seed: of everything random.
+
+        Returns:
+            The embedder, and the state that `Training.fit` returns.
 
         Raises:
             ValueError: see `split` and `Training.fit`; or the last map has fewer channels than `local_dim`.
@@ -154,7 +164,11 @@ class Finetuning:
         return embedder.eval(), state
 
     def split(self, images: ImageSet, size: int) -> tuple[ImageSet, ImageSet]:
-        """Images of nine tenths of the classes, and those of the others, all of which have a second image.
+        """Split images into nine tenths of the classes and the others, all of which have a second image.
+
+        Args:
+            images: all images.
+            size: images of a batch.
 
         Raises:
             ValueError: there are too few classes, or batches of this size cannot be made of them.
@@ -165,15 +179,15 @@ class Finetuning:
         most = len(np.unique(images.labels[~held_out]))
         if len(several) < 3 or size % self.images_per_class or not 2 <= size // self.images_per_class <= most:
             raise ValueError(
-                f"A batch of {size} images cannot be {self.images_per_class} of each of two or more of the {most} classes; "
-                "set Training.batch_size or Finetuning.images_per_class, or add classes of two images or more."
+                f"A batch of {size} images cannot be {self.images_per_class} of each of two or more of the {most} "
+                "classes; set Training.batch_size or Finetuning.images_per_class, or add classes of two images or more."
             )
         return images.subset(np.flatnonzero(~held_out)), images.subset(np.flatnonzero(held_out))
 
     def batch(self, labels: np.ndarray, size: int, step: int, seed: int) -> np.ndarray:
-        """(size,) rows of a step: `per_class` images of each of some classes, again and again where it has fewer.
+        """Draw the rows (size,) of a step: `images_per_class` images of some classes, repeated if a class has fewer.
 
-        From (seed, step) alone, so that a resumed training draws what an unbroken one does.
+        They follow from (seed, step) alone, so that a resumed training draws what an unbroken one does.
         """
         random = np.random.default_rng((seed, step, 2))
         chosen = random.permutation(np.unique(labels))[: size // self.images_per_class]
@@ -185,7 +199,7 @@ class Finetuning:
         return embedder.input([self._augmented(images.image(int(row)), random) for row in rows])
 
     def _augmented(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """A random crop of a share of the image, of nearly its proportions, mirrored or not."""
+        """Crop a random share of the image, nearly in its proportions, and maybe mirror it."""
         area, shape = random.uniform(self.min_crop_area, 1), np.exp(random.uniform(-0.2, 0.2))
         width, height = (min(side, round(side * s)) for side, s in zip(image.size, _sides(area, shape), strict=True))
         left, top = (int(random.integers(0, a - b + 1)) for a, b in zip(image.size, (width, height), strict=True))
@@ -195,7 +209,13 @@ class Finetuning:
 
 
 class Learner(nn.Module):
-    """An embedder with its loss, which may have parameters of its own."""
+    """An embedder with its loss, which may have parameters of its own.
+
+    Args:
+        settings: of the fine-tuning.
+        embedder: the embedder.
+        labels: of the training images.
+    """
 
     def __init__(self, settings: Finetuning, embedder: Embedder, labels: np.ndarray):
         from pytorch_metric_learning import losses, miners  # a second that commands without training need not wait
@@ -209,7 +229,7 @@ class Learner(nn.Module):
         embedder.network.requires_grad_(not settings.freeze_backbone)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Images (N, 3, H, W), or pooled features (N, C) where they are made once, and labels (N,) -> the loss."""
+        """Return the loss of images (N, 3, H, W), or of features (N, C) that were pooled before, with labels (N,)."""
         embed = self.embedder.from_pooled if self.settings.pooled_once else self.embedder
         found = embed(inputs)
         return self.loss(found, labels, self.miner(found, labels) if self.miner else None)
@@ -225,7 +245,7 @@ class Learner(nn.Module):
 
 @torch.no_grad()
 def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
-    """The embedder with a projection of the last map's cells to their first `dim` principal components."""
+    """Return the embedder with a projection of the last map's cells to their first `dim` principal components."""
     cells = torch.cat([embedder.maps(batch)[1].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
     _, vectors = torch.linalg.eigh(cells.T.double().cov())
     first = vectors.flip(1)[:, :dim].T.float()
@@ -236,12 +256,12 @@ def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
 
 
 def embed(embedder: Embedder, images: ImageSet) -> Tensor:
-    """(N, Dg) of all images."""
+    """Describe all images, (N, Dg)."""
     return torch.cat([embedder(batch) for batch in _batches(embedder, images)])
 
 
 def pool(embedder: Embedder, images: ImageSet) -> Tensor:
-    """(N, C) pooled features of all images."""
+    """Pool the features of all images, (N, C)."""
     with torch.no_grad():
         return torch.cat([embedder.pool(embedder.maps(batch)[0]) for batch in _batches(embedder, images)])
 

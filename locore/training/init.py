@@ -1,4 +1,4 @@
-"""Where the projections of descriptors to tokens start in training."""
+"""The start of the projections of descriptors to tokens: a whitening of the training descriptors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ROWS = 50_000  # descriptors that a whitening is estimated from
 
 @torch.no_grad()
 def whiten(projections: list[tuple[nn.Module, Tensor]], share: float) -> None:
-    """Start the linear ones as a PCA whitening of what they read, turned at random.
+    """Initialise linear projections as a PCA whitening of what they read, in random directions.
 
-    Cells of a feature map share most of what they are; whitened, tokens differ where images differ, and attention can
-    match them from the first step. Descriptors that were trained to be compared lose by it.
+    Cells of a feature map have much in common; whitened, tokens differ where images differ, and attention can match
+    them from the first step. Descriptors that were trained to be compared lose by it.
 
     Args:
         projections: each with rows (…, D) of what it reads.
-        share: 1 = whitened, 0 = scaled alike in all directions, so that inner products stay what they are.
+        share: 1 = whitened, 0 = scaled alike in all directions, so that inner products keep their ratios.
     """
     for project, rows in projections:
         if not isinstance(project, nn.Linear):

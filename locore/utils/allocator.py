@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep freed memory: given back and faulted in again it costs half of a training step."""
+"""Let glibc keep freed memory: returning it to the system and faulting it in again costs half of a training step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Raise glibc's thresholds; nothing happens where there is no glibc."""
+    """Raise glibc's thresholds; does nothing without glibc."""
     libc = _glibc()
     if libc:
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return what is free now to the system; nothing happens where there is no glibc."""
+    """Return free memory to the system; does nothing without glibc."""
     libc = _glibc()
     if libc:
         libc.malloc_trim(0)

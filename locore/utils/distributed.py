@@ -1,4 +1,4 @@
-"""Several processes at one job, as `accelerate launch` starts them: who does what, and how the parts come together."""
+"""Several processes at one job, as `accelerate launch` starts them: shares of work, and collected results."""
 
 from __future__ import annotations
 
@@ -25,50 +25,56 @@ def _state() -> PartialState:
 
 
 def count() -> int:
-    """How many there are; 1 where nobody launched several."""
+    """Return the number of processes; 1 if several were not launched."""
     return _state().num_processes
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
+    """Return the number of this process, from 0."""
     return _state().process_index
 
 
 def first() -> bool:
-    """Whether this is the one that writes files and talks to the user."""
+    """Return whether this process writes files and prints."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """Where this process computes: its own GPU, or the CPU."""
+    """Return the device of this process: its own GPU, or the CPU."""
     return _state().device
 
 
 def wait() -> None:
-    """Go on when all have come here."""
+    """Wait until all processes have come here."""
     _state().wait_for_everyone()
 
 
 def agreed(value: A) -> A:
-    """The first process's value, in all of them."""
+    """Return the first process's value in all processes."""
     return broadcast_object_list([value])[0] if count() > 1 else value
 
 
 def spread(function: Callable[[A], B], items: Sequence[A], what: str) -> list[B]:
-    """Like map, under a progress bar: each process does its share of the items, and all have all results.
+    """Map a function over items under a progress bar: each process does its share, and all get all results.
 
-    All have to call it, with the same items. An item is the same work as in one process, so results are the same bits.
+    All processes have to call it, with the same items. An item is the same work as in one process, so results have the
+    same bits.
+
+    Args:
+        function: applied to each item.
+        items: of all processes.
+        what: name of the progress bar.
     """
     done = [function(item) for item in track(share(items), what)]
     return [result for part in gathered(done) for result in part]
 
 
 def share(items: S) -> S:
-    """The items of this process: an n-th of them, one behind the other."""
+    """Return this process's share of the items, a contiguous part."""
     start, end = (-(-len(items) * r // count()) for r in (rank(), rank() + 1))
     return items[start:end]
 
 
 def gathered(value: A) -> list[A]:
-    """What each process has, in all of them."""
+    """Return the values of all processes, in all of them."""
     return gather_object([value])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place and moved into it."""
+"""Files that are whole or absent: written under a temporary name and moved into place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ os.umask(UMASK)  # it can only be read by setting it
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what was written there is moved into place if the block ends well."""
+    """Yield a temporary path beside `path`; what is written there is moved into place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
         if not _alive(left.name.split(".")[-2]):
@@ -32,7 +32,9 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(f"There is no room left for '{path}'; make some, and run the same command again.") from error
+        raise OSError(
+            f"The disk is full while writing '{path}'; free some space, and run the same command again."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,10 +61,10 @@ def write_json(path: Path, value) -> None:
 
 
 def check_cache() -> None:
-    """To be called before an hour of work whose result is kept.
+    """Check, before an hour of work whose result is cached, that the cache can be written.
 
     Raises:
-        ValueError: nothing can be written in the cache.
+        ValueError: it cannot.
     """
     folder = cache_folder()
     try:
@@ -76,5 +78,5 @@ def check_cache() -> None:
 
 
 def cache_folder() -> Path:
-    """Where descriptors and renderings are kept between runs: $LOCORE_CACHE, or ~/.cache/locore."""
+    """Return the folder of cached descriptors and renderings: $LOCORE_CACHE, or ~/.cache/locore."""
     return Path(os.environ.get("LOCORE_CACHE") or Path.home() / ".cache" / "locore")

@@ -1,4 +1,4 @@
-"""Work done on other threads before it is asked for."""
+"""Compute items on other threads before they are needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAITING = 4  # items under way or done
 
 
 def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Like map, with the next few items under way on threads."""
+    """Map a function over items, with the next few items computed on threads."""
     pending: list[Future[B]] = []
     with ThreadPoolExecutor(THREADS) as pool:
         try:

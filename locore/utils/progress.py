@@ -1,4 +1,4 @@
-"""Progress bars with the time left, one look for every long stage."""
+"""Progress bars with the time left, the same for every long stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, start: int = 0) -> Iterator[T]:
-    """Yield the items under a progress bar, of the first process; `start` of `total` are done already."""
+    """Yield items under a progress bar, shown by the first process.
+
+    Args:
+        items: what is yielded.
+        what: name of the bar.
+        total: number of items; None = the length of `items`.
+        start: number of items that are done already.
+    """
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=SILENT) as progress:
         count = total if total is not None else len(items)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Where a number comes from: what every metrics.json says of its run."""
+"""The origin of a number, as every metrics.json has it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "timm", "numba", "faiss-cpu", "pytorch-metric-learning")
 
 
 def provenance(seed: int, config: str) -> dict:
-    """Seed, machine, memory, commit, configuration and versions."""
+    """Return seed, machine, memory, commit, configuration and versions."""
     return {
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seed": seed,
@@ -29,13 +29,15 @@ def provenance(seed: int, config: str) -> dict:
 
 
 def machine() -> str:
-    """Processor, threads and where tensors are."""
+    """Describe processor, threads and device."""
     device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
     return f"{platform.machine()}, {torch.get_num_threads()} threads, {device}"
 
 
 def commit() -> str:
-    """The checkout's commit, with a plus where files differ from it (results apart); "none" outside a checkout."""
+    """Return the commit of the checkout, with a plus if files differ from it (results apart); "none" outside a
+    checkout.
+    """
     git = ["git", "-C", str(Path(__file__).parents[2])]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

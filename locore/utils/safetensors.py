@@ -1,4 +1,4 @@
-"""Weights in safetensors files, with what else the file is to say."""
+"""Weights in safetensors files, with metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "state")  
 
 
 def of(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict as a file can take it."""
+    """Return a module's state dict as a file can take it."""
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
@@ -26,35 +26,43 @@ def save(module: nn.Module, path: Path, **metadata: str) -> None:
 
 
 def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
-    """Write a file of safetensors, atomically.
+    """Write a safetensors file, atomically.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: text by name.
 
     Raises:
-        OSError: there is no room, or it cannot be written.
+        OSError: the disk is full, or the file cannot be written.
     """
     with atomic(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata or None)
         except SafetensorError as error:
             raise OSError(
-                f"'{path}' cannot be written ({error}); make room, and run the same command again."
+                f"'{path}' cannot be written ({error}); free some space, and run the same command again."
             ) from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, and what else it says.
+    """Read the tensors and the metadata of a file.
 
     Raises:
-        FileNotFoundError: there is none. SafetensorError: it is damaged.
+        FileNotFoundError: the file is missing.
+        SafetensorError: the file is damaged.
     """
     with safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
-    """What is in a file of safetensors or of torch.save, also of a training checkpoint or of a model in parallel.
+    """Read a state dict from a file of safetensors or of torch.save, also of a training checkpoint or of a parallel
+    model.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: it is damaged, or no state dict.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is damaged, or has no state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -63,7 +71,7 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # torch's restricted loader fails in many ways at what it does not know
-        raise ValueError(f"'{path}' is no state dict that torch.save wrote, or it is damaged.") from error
+        raise ValueError(f"'{path}' is not a state dict of torch.save, or it is damaged.") from error
     while isinstance(found, dict) and (wrapper := next((w for w in WRAPPERS if isinstance(found.get(w), dict)), None)):
         found = found[wrapper]
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in found.items()):
@@ -72,7 +80,12 @@ def state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load a state dict whole.
+    """Load a state dict completely.
+
+    Args:
+        module: that is filled.
+        tensors: by name.
+        source: where they are from, for messages.
 
     Raises:
         ValueError: tensors are missing, left over, of the wrong shape or not finite; the message lists them.

@@ -1,4 +1,4 @@
-"""How long each stage of a run took."""
+"""The time of each stage of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """`with stage("training"): …` times a block, says so in the log and keeps it in `seconds`."""
+    """Timer of stages: `with stage("training"): …` times a block, logs it and keeps it in `seconds`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

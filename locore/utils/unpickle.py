@@ -1,4 +1,4 @@
-"""Pickles from outside, read without running what they may carry: plain values, numpy arrays and torch tensors only."""
+"""Read pickles from outside without running code: plain values, numpy arrays and torch tensors only."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ NAMES = ("numpy._core", "numpy.core")  # numpy 2 renamed it; files of either nam
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 2 pickles carry bytes; any other codec is refused."""
+    """Encode bytes as pickles of Python 2 carry them; any other codec is refused."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the codec '{encoding}' is not allowed")
     return text.encode("latin1")
 
 
 class _Array:
-    """Stands for numpy.ndarray, which could be called with an address."""
+    """Stand-in for numpy.ndarray, which could be called with an address."""
 
 
 def _plain(dtype: Any) -> np.dtype:
-    """A type of numbers or text, not of objects, which are addresses, or made up of parts, which may hold some."""
+    """Check that a dtype is of numbers or text; objects are addresses, and structured types may contain some."""
     if not isinstance(dtype, np.dtype) or dtype.kind in "OV":
         raise pickle.UnpicklingError("it has an array of objects")
     return dtype
 
 
 def _begun(kind: Any, *_: Any) -> np.ndarray:
-    """An array that is about to be told what it holds."""
+    """Return an empty array, whose state is set afterwards."""
     return np.empty(0)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    """A number of numpy's."""
+    """Build a number of numpy's."""
     return np.frombuffer(bytes(data), _plain(dtype), 1)[0]
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """An array by its bytes, which are copied."""
+    """Build an array from its bytes, which are copied."""
     return np.frombuffer(bytes(data), _plain(dtype)).reshape(shape, order=order).copy()
 
 
@@ -72,12 +72,12 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python, so that BUILD can be looked at
-    """Finds what `ALLOWED` names, and nothing else."""
+    """Unpickler that finds what `ALLOWED` names, and nothing else."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
     def load_build(self) -> None:
-        """State goes to arrays and to plain types alone: a type made up of parts may point numpy anywhere."""
+        """Set the state of arrays and plain types alone: a structured type could point numpy anywhere in memory."""
         state, made = self.stack[-1], self.stack[-2]  # type: ignore[attr-defined]
         if isinstance(made, np.ndarray):
             _, shape, dtype, _, data = state
@@ -101,11 +101,11 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
 
 
 def unpickle(path: Path) -> Any:
-    """What a pickle holds: lists, dictionaries, strings, numbers, numpy arrays and torch tensors.
+    """Read a pickle of lists, dictionaries, strings, numbers, numpy arrays and torch tensors.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or holds anything else, which is then not run.
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged, or contains anything else, which is then not run.
     """
     try:
         with open(path, "rb") as file:
@@ -114,4 +114,6 @@ def unpickle(path: Path) -> Any:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything
         why = str(error).split("\n")[0].split(". ")[0] or type(error).__name__  # torch adds how to load it unsafely
-        raise ValueError(f"'{path}' is no pickle of plain values, arrays and tensors ({why}); get another.") from error
+        raise ValueError(
+            f"'{path}' is not a pickle of plain values, arrays and tensors ({why}); get another."
+        ) from error

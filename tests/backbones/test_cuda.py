@@ -24,8 +24,8 @@ def on_gpu(test):
 INTERPRETED = """
 import torch
 from op_inputs import scan_inputs, wkv_inputs
-from backbones.ops.selective_scan import cuda as selective_scan_triton
-from backbones.ops.wkv import cuda as wkv_triton
+from backbones.ops.selective_scan import _triton as selective_scan_triton
+from backbones.ops.wkv import _triton as wkv_triton
 from backbones.ops.selective_scan import SKIPPED, selective_scan_reference
 from backbones.ops.wkv import wkv_reference
 

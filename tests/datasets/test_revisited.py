@@ -64,7 +64,6 @@ def test_what_moves_behind_the_list_before_the_cut(name):
     whole = (queries @ gallery.T).argsort(dim=1, descending=True, stable=True).numpy()
     graded = benchmark.protocols
     for protocol, behind in (("medium", graded["medium"].junk), ("hard", graded["medium"].junk), ("hard*", None)):
-        answers = graded[protocol]
         search = Search.build(benchmark, described(queries), described(gallery), 100, protocol)
         for row, listed in zip(search.rows, search.neighbours.indices, strict=True):
             moved = set(behind[row] if behind else [*graded["medium"].junk[row], *graded["easy"].positive[row]])
@@ -91,7 +90,7 @@ def test_distractors_follow_the_gallery(tmp_path, caplog):
         ({"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [1, 2, 3]}]}, "is not the ground truth"),
         (
             {"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [0, 0, 1, 1], "easy": [1], "hard": [], "junk": []}]},
-            "an answer is no image of the list",
+            "an answer is not an image of the list",
         ),
         (
             {"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [9, 0, 9, 1], "easy": [0], "hard": [], "junk": []}]},

@@ -66,7 +66,7 @@ def test_a_gallery_has_to_fit():
         (queries, None, "go together"),
         (queries[:, :3], labels, "16 wide and the gallery 3"),
         (queries, labels.astype(str), "none can be equal"),
-        (queries, labels + 100, "no label of theirs is there"),
+        (queries, labels + 100, "none of their labels occurs there"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate_embeddings(queries, labels, gallery, gallery_labels, ks=(1,))
@@ -89,7 +89,7 @@ def test_the_command(tmp_path, capsys):
         (lambda e, y: (e[:-1], y), "have shape (119, 16), their labels (120,)"),
         (lambda e, y: (e[:, 0], y), "have shape (120,)"),
         (lambda e, y: (np.where(np.arange(16) == 3, np.nan, e), y), "not finite"),
-        (lambda e, y: (e, np.arange(120)), "no label is there twice"),
+        (lambda e, y: (e, np.arange(120)), "no label occurs twice"),
         (lambda e, y: (e, y.astype(object)), "no array of numbers or strings"),
         (lambda e, y: (e[:20], y[:20]), "R@100 needs more than the 19"),
         (lambda e, y: (e.astype(str), y), "not numbers"),

@@ -96,7 +96,7 @@ def test_wrong_images_get_one_sentence(capsys, tmp_path):
         return status, capsys.readouterr().err.strip().splitlines()[-1]
 
     status, message = run("a", "folder.path = '/none'")
-    assert status == 2 and message.startswith("error: No folder or zip at '/none'")
+    assert status == 2 and message.startswith("error: There is no folder or zip at '/none'")
     (tmp_path / "empty").mkdir()
     status, message = run("a", f"folder.path = '{tmp_path / 'empty'}'")
     assert status == 2 and "0 images in 0 sub-folders" in message

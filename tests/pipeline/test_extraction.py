@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from experiments import extract
 from locore.datasets import benchmarks
 from locore.datasets._images import FileImages
-from locore.descriptors import Extractor
+from locore.descriptors import Extractor, ames_files
 from locore.descriptors.detectors import class_attention
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.files import Files
@@ -206,7 +206,9 @@ def test_the_command_leaves_files_that_are_read_again(root, images, tmp_path, gi
     out = tmp_path / "out"
     command = [*gin_file, *lines(root), "--out", str(out)]
     with monkeypatch.context() as patch:
-        patch.setattr(ames, "join", lambda *_: (_ for _ in ()).throw(OSError("no space left on the device")))
+        patch.setattr(
+            ames_files, "write_joined", lambda *_: (_ for _ in ()).throw(OSError("no space left on the device"))
+        )
         assert extract.main(command) == 2
     with monkeypatch.context() as patch:  # the parts are there, so nothing is described again
         patch.setattr(Extractor, "_describe", lambda *_: pytest.fail("described again"))

@@ -324,7 +324,7 @@ def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
         (["Reranking.alpha = None"], "go together"),
         (["Model.checkpoint = None"], "give Files.train_global"),
         (["Model.checkpoint = 'no'"], "There is no model at 'no"),
-        (["Files.gallery_local = 'no'"], "No local descriptors at 'no'"),
+        (["Files.gallery_local = 'no'"], "There are no local descriptors at 'no'"),
         (["Files.locals_per_image = 9"], "has 6 descriptors an image where 9"),
         (["Experiment.files = None"], "unpack the images there"),
         (["Experiment.files = None", "Model.checkpoint = None"], "has no training images"),

@@ -136,9 +136,9 @@ def test_neighbours_among_the_training_images():
     ("line", "words"),
     [
         ("Files.train_local = None", "go together"),
-        ("Files.train_global = 'no'", "No global descriptors at 'no'"),
-        ("Files.train_local = 'no'", "No local descriptors at 'no'"),
-        ("Files.train_neighbours = 'no'", "No neighbours at 'no'"),
+        ("Files.train_global = 'no'", "There are no global descriptors at 'no'"),
+        ("Files.train_local = 'no'", "There are no local descriptors at 'no'"),
+        ("Files.train_neighbours = 'no'", "There are no neighbours at 'no'"),
         ("gldv2.train_list = None", "has no training images"),
         ("Sampling.views = 2", "are fixed"),
     ],

@@ -127,7 +127,7 @@ def test_published_weights_that_do_not_fit_are_said(tmp_path):
         load({**{name: v for name, v in whole.items() if name != "classifier.bias"}, "other": torch.ones(1)}, heads=2)
     with pytest.raises(ValueError, match=r"weights of 'ames', but not all: 'remap_local\.0\.weight' is missing"):
         load({"mtc_token": torch.ones(16)})
-    with pytest.raises(ValueError, match="No tensors of a published LOCORE checkpoint: one, two"):
+    with pytest.raises(ValueError, match="These are not tensors of a published LOCORE checkpoint: one, two"):
         load({"one": torch.ones(1), "two": torch.ones(1)})
     with pytest.raises(ValueError, match=r"embedding\.position\.weight, encoder\.layers\.0\.intermediate\.weight"):
         load({"scale_encoder.weight": torch.ones(3, 8)})

@@ -22,8 +22,8 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         x: (batch, T, channels).
-        weight: (directions, channels, taps); the last tap is the token itself, those before it are ever further away:
-            tokens before in the first direction, tokens behind in the second.
+        weight: (directions, channels, taps); the last tap is the token itself, earlier ones are further away: tokens
+            before it in the first direction, after it in the second.
         bias: (directions, channels).
 
     Returns:

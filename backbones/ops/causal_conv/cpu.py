@@ -15,6 +15,7 @@ CHUNK = 64  # tokens a work item
 
 @torch.library.custom_op("locore::causal_conv", mutates_args=())
 def causal_conv_compiled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve by the compiled kernel; arguments and result as `causal_conv`."""
     y = torch.empty(len(weight), *x.shape, dtype=x.dtype)
     _forward(array(x), *_taps(weight, bias), y.numpy())
     return y
@@ -55,13 +56,13 @@ causal_conv_compiled.register_autograd(_gradient, setup_context=_save)
 
 
 def _taps(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(directions, distance, channels) weights by distance from the token, and the bias."""
+    """Return the weights (directions, distance, channels) by distance from the token, and the bias."""
     return array(weight.flip(-1).transpose(1, 2)), array(bias)
 
 
 @register_jitable(inline="always")
 def _mix(x, weight, bias, b, d, t, inner):
-    """What goes into the SiLU of token t."""
+    """Compute the input of the SiLU at token t."""
     _, tokens, channels = x.shape
     inner[:] = bias[d]
     for j in range(weight.shape[1]):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The definition by PyTorch's convolution; arguments as `causal_conv`."""
+    """Convolve by PyTorch's own convolution; arguments and result as `causal_conv`."""
     reach = weight.shape[-1] - 1
     outputs = []
     for direction, (taps, shift) in enumerate(zip(weight, bias, strict=True)):

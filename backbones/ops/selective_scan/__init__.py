@@ -24,9 +24,11 @@ def selective_scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     """Scan x over its tokens, from the first to the last and, in the second direction, from the last to the first.
 
     Args:
-        x, step: (directions, batch, T, channels); a step of `SKIPPED` leaves the state as it was.
+        x: (directions, batch, T, channels).
+        step: (directions, batch, T, channels), before the softplus; `SKIPPED` leaves the state as it was.
         A: (directions, channels, N), negative.
-        B, C: (directions, batch, T, N).
+        B: (directions, batch, T, N).
+        C: (directions, batch, T, N).
         D: (directions, channels), the skip connection.
 
     Returns:

@@ -15,10 +15,19 @@ STATES = 128  # of all channels, a program's: one a thread
 
 
 def forward(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Contiguous float32 arguments as `backbones.ops.selective_scan.cpu.selective_scan`.
+    """Scan on a GPU.
+
+    Args:
+        x: contiguous float32, as all tensors here; shapes as in `selective_scan`.
+        step: as in `selective_scan`.
+        A: as in `selective_scan`.
+        B: as in `selective_scan`.
+        C: as in `selective_scan`.
+        D: as in `selective_scan`.
+        stride: tokens between the states that are kept.
 
     Returns:
-        Its result, and the states before every `stride`-th token, (directions, batch, chunks, N, channels).
+        The result of `selective_scan`, and the kept states (directions, batch, chunks, N, channels).
     """
     directions, batch, tokens, channels = x.shape
     y = torch.empty_like(x)
@@ -31,7 +40,7 @@ def forward(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor,
 def backward(
     grad: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, states: Tensor, stride: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> gradients of x, step, A, B, C, D. Those of B and C are summed in no fixed order, as mamba-ssm's are."""
+    """Return the gradients of x, step, A, B, C and D; those of B and C sum in no fixed order, as in mamba-ssm."""
     batch = x.shape[1]
     grad_x, grad_step = torch.empty_like(x), torch.empty_like(x)
     grad_A, grad_D = x.new_empty(batch, *A.shape), x.new_empty(batch, *D.shape)
@@ -43,7 +52,7 @@ def backward(
 
 
 def _plan(x: Tensor, A: Tensor) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """-> the grid, and tokens, channels, N, channels a program, N as a power of two."""
+    """Return the grid; and tokens, channels, N, channels a program, and N as a power of two."""
     directions, batch, tokens, channels = x.shape
     padded = triton.next_power_of_2(A.shape[2])
     block = max(STATES // padded, 1)

@@ -17,6 +17,7 @@ STRIDE = 32  # tokens between the states kept for the backward pass
 
 @torch.library.custom_op("locore::selective_scan", mutates_args=())
 def scan(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """Scan by the compiled kernel: the result of `selective_scan`, and the states kept for the backward pass."""
     directions, batch, tokens, channels = x.shape
     y = torch.empty(batch, tokens, channels, dtype=x.dtype)
     states = torch.empty(directions, batch, -(-tokens // STRIDE), A.shape[2], channels, dtype=x.dtype)
@@ -35,6 +36,7 @@ def _(x, step, A, B, C, D):
 def scan_backward(
     grad: Tensor, x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, step, A, B, C and D."""
     directions, batch, _, channels = x.shape
     groups = -(-channels // CHANNELS)
     grad_x, grad_step = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)

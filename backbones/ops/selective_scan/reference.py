@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def selective_scan_reference(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """The definition, token after token; arguments as `selective_scan`."""
+    """Scan token after token; arguments and result as `selective_scan`."""
     delta, total = F.softplus(step), torch.zeros_like(x[0])
     driven = delta * x
     for direction in range(len(x)):

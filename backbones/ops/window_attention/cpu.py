@@ -30,7 +30,7 @@ class Tile:
 
 
 def tiles(real: Tensor, is_global: Tensor, reach: int, index: Tensor) -> Iterator[Tile]:
-    """The tiles of a sequence; arguments as the attributes of `Window`."""
+    """Plan the tiles of a sequence; arguments as the attributes of `Window`."""
     tokens = len(is_global)
     # As many queries as what every tile copies anew, its neighbours and the global tokens.
     size = min(max(reach, len(index), 32), QUERIES)
@@ -46,14 +46,14 @@ def tiles(real: Tensor, is_global: Tensor, reach: int, index: Tensor) -> Iterato
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], index: Tensor) -> Tensor:
-    """Attention of every tile to its window and the global tokens; arguments and result as `window_attention`."""
+    """Attend from every tile to its window and the global tokens; arguments and result as `window_attention`."""
     return _Tiles.apply(query, key, value, tiles, index)
 
 
 class _Tiles(torch.autograd.Function):
-    """The tiles through the fused kernel, and back.
+    """The tiles through the fused kernel, forward and backward.
 
-    By hand because autograd would fill a gradient as long as the sequence for every tile's slice of it.
+    Written by hand because autograd would fill a gradient as long as the sequence for every tile's slice of it.
     """
 
     @staticmethod
@@ -103,10 +103,10 @@ class _Tiles(torch.autograd.Function):
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """The global tokens' rows of x (B, heads, T, d) -> (B, G, heads, d)."""
+    """Return the rows of the global tokens of x (B, heads, T, d) as (B, G, heads, d)."""
     return x.transpose(1, 2)[:, index]
 
 
 def _beside(x: Tensor, tile: Tile, extra: Tensor) -> Tensor:
-    """A tile's window of x and the global tokens' rows behind it, (B, heads, keys, d)."""
+    """Return a tile's window of x followed by the rows of the global tokens, (B, heads, keys, d)."""
     return torch.cat([x[:, :, tile.low : tile.high].transpose(1, 2), extra], dim=1).transpose(1, 2)

@@ -20,12 +20,12 @@ def window_flex_attention(query: Tensor, key: Tensor, value: Tensor, mask: Block
 
 
 def takes(query: Tensor) -> bool:
-    """Whether FlexAttention takes these queries (B, heads, T, d)."""
+    """Return whether FlexAttention takes these queries (B, heads, T, d)."""
     return query.dtype != torch.float64 and query.shape[-1] >= 16
 
 
 def block_mask(real: Tensor, is_global: Tensor, reach: int) -> BlockMask:
-    """The mask as FlexAttention wants it, not compiled."""
+    """Build the mask of FlexAttention, not compiled."""
 
     def seen(batch, _, query, key):
         return real[batch, key] & (((query - key).abs() <= reach) | is_global[key])

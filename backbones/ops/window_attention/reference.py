@@ -9,7 +9,7 @@ from torch import Tensor
 def window_attention_reference(
     query: Tensor, key: Tensor, value: Tensor, real: Tensor, is_global: Tensor, reach: int
 ) -> Tensor:
-    """Attention of (B, heads, T, d) by definition.
+    """Attend by definition.
 
     Args:
         query: (B, heads, T, d).

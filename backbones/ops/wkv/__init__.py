@@ -18,13 +18,14 @@ __all__ = ["LOWEST", "wkv", "wkv_reference"]
 
 
 def wkv(w, u, k, v, causal: bool = False):
-    """Weighted average of the values around each token.
+    """Average the values around each token, weighted by keys and distance.
 
     Args:
         w: (channels,) decay a token of distance.
         u: (channels,) bonus of the token itself.
-        k, v: (batch, T, channels). A key of `LOWEST` leaves its token out of every other token's average.
-        causal: only the tokens before.
+        k: (batch, T, channels) keys; a key of `LOWEST` leaves its token out of every other token's average.
+        v: (batch, T, channels) values.
+        causal: average over earlier tokens only.
 
     Returns:
         (batch, T, channels).

@@ -1,6 +1,6 @@
-"""The WKV average on CUDA: the walks of `backbones.ops.wkv.cpu`, one program a list and block of channels.
+"""The WKV average on CUDA: the sums of `backbones.ops.wkv.cpu`, one program for each list and block of channels.
 
-With TRITON_INTERPRET=1 the same kernels run on a CPU, slowly, which is how they are tested without a GPU.
+With TRITON_INTERPRET=1 the same kernels run slowly on a CPU, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ LOWEST = tl.constexpr(-1e30)  # exponent of an empty sum
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Contiguous float32 arguments as `backbones.ops.wkv.cpu.wkv` -> its result, and the logarithm of its denominator."""
+    """Average contiguous float32 tensors on a GPU; arguments as `wkv`. Returns its result and the log of its
+    denominator.
+    """
     batch, tokens, channels = k.shape
     y, log_sum = torch.empty_like(k), torch.empty_like(k)
     grid = batch, triton.cdiv(channels, CHANNELS)
@@ -26,7 +28,7 @@ def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[T
 def backward(
     grad: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sum: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-> gradients of w, u, k, v."""
+    """Return the gradients of w, u, k and v."""
     batch, tokens, channels = k.shape
     grad_k, grad_v = torch.empty_like(k), torch.empty_like(k)
     grad_w = k.new_empty(batch, channels)

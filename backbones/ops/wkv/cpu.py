@@ -20,6 +20,7 @@ LOWEST = -1e30  # exponent of an empty sum, and of a masked token's key
 def wkv_operator(
     w: torch.Tensor, u: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average by the compiled kernel: the result of `wkv`, and the logarithm of its denominator."""
     y, log_sum = torch.empty_like(k, memory_format=torch.contiguous_format), torch.empty(k.shape, dtype=k.dtype)
     _forward(*map(array, (w, u, k, v)), causal, y.numpy(), log_sum.numpy())
     return y, log_sum
@@ -41,6 +42,7 @@ def wkv_backward(
     log_sum: torch.Tensor,
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of w, u, k and v."""
     grad_w = torch.empty(k.shape[0], k.shape[2], dtype=k.dtype)
     grad_u = torch.empty_like(grad_w)
     grad_k, grad_v = torch.empty(k.shape, dtype=k.dtype), torch.empty(k.shape, dtype=k.dtype)
@@ -71,7 +73,7 @@ wkv_operator.register_autograd(_gradient, setup_context=_save)
 
 @register_jitable(inline="always")
 def _pass(state, decay, key, value):
-    """One token further: both sums decay and take the token in, their largest exponent taken out."""
+    """Move on by one token: both sums decay and add the token, their largest exponent taken out."""
     for c in range(CHANNELS):
         kept = state[2, c] - decay[c]
         most = max(kept, key[c])

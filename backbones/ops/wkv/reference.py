@@ -6,7 +6,7 @@ import torch
 
 
 def wkv_reference(w, u, k, v, causal: bool = False):
-    """The definition as a double sum, with memory quadratic in T; arguments as `wkv`."""
+    """Average by the double sum, with memory quadratic in T; arguments and result as `wkv`."""
     position = torch.arange(k.shape[1], device=k.device)
     distance = position[:, None] - position[None, :]
     exponent = k[:, None] - (distance.abs() - 1)[None, :, :, None] * w

@@ -1,4 +1,4 @@
-"""Local descriptors matched without training: each of the query's with the most similar of a candidate's."""
+"""Matches of local descriptors, without training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from locore.reranking.reranker import Shortlist
 
 
 def local_similarities(query: Descriptors, candidates: Descriptors) -> Tensor:
-    """(B, K, L, L) cosine of each of the query's locals and each of a candidate's; -1 where either is missing."""
+    """Return (B, K, L, L) cosine similarities of the query's and a candidate's local descriptors; -1 if either is
+    missing.
+    """
     ours, theirs = (F.normalize(d.local, dim=-1) for d in (query, candidates))
     similarities = torch.einsum("bld,bkmd->bklm", ours, theirs)
     real = query.mask[:, None, :, None] & candidates.mask[:, :, None, :]
@@ -19,22 +21,22 @@ def local_similarities(query: Descriptors, candidates: Descriptors) -> Tensor:
 
 
 def mutual(similarities: Tensor) -> Tensor:
-    """(B, K, L, L) bool: pairs that are each other's most similar."""
+    """Return (B, K, L, L) bool, the pairs that are each other's most similar."""
     best = similarities == similarities.amax(dim=3, keepdim=True)
     return best & (similarities == similarities.amax(dim=2, keepdim=True)) & (similarities > -1)
 
 
 def chamfer(query: Descriptors, candidates: Descriptors) -> Tensor:
-    """(B, K): mean over the query's locals of the similarity to the nearest of a candidate's."""
+    """Return (B, K) the mean over the query's local descriptors of the similarity to the nearest one of a candidate."""
     best = local_similarities(query, candidates).amax(dim=3)
     real = query.mask[:, None, :]
     return (best * real).sum(dim=2) / real.sum(dim=2).clamp(min=1)
 
 
 def chamfer_among(shortlist: Shortlist) -> Tensor:
-    """(B, K, K) chamfer similarities of candidates, in the mean of both ways; -inf to those that are not there.
+    """Return (B, K, K) chamfer similarities of candidates, averaged over both directions; -inf to those not present.
 
-    A candidate at a time, so that memory grows as K.
+    One candidate at a time, so that memory grows as K.
     """
     candidates = shortlist.candidates
     there = torch.stack([chamfer(candidates[:, one], candidates) for one in range(candidates.mask.shape[1])], dim=1)

@@ -17,5 +17,5 @@ class Chamfer:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by chamfer similarity."""
+        """Sort candidates by chamfer similarity."""
         return Ranking.by(only_present(chamfer(shortlist.query, shortlist.candidates), shortlist.present))

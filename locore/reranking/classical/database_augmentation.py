@@ -14,10 +14,11 @@ from locore.reranking.reranker import Ranking, Shortlist, among_candidates, at_l
 @rerankers.register("database_augmentation")
 @dataclass(frozen=True)
 class DatabaseAugmentation:
-    """Each candidate and its nearest others on the list in one (Turcot and Lowe 2009; Arandjelović and Zisserman 2012).
+    """Each candidate is averaged with its nearest others on the list (Turcot and Lowe 2009; Arandjelović and Zisserman
+    2012).
 
     Attributes:
-        neighbours: how many, itself not counted.
+        neighbours: number of others.
         alpha: power of their similarities, which are their weights.
     """
 
@@ -29,7 +30,7 @@ class DatabaseAugmentation:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Augmented candidates by their similarity to the query."""
+        """Sort augmented candidates by their similarity to the query."""
         candidates, alike = shortlist.candidates.global_descriptor, among_candidates(shortlist)
         augmented = F.normalize(neighbour_weights(alike, self.neighbours + 1, self.alpha) @ candidates, dim=-1)
         return Ranking.by(

@@ -20,12 +20,12 @@ class Diffusion:
     """A regularised random walk from the query, solved exactly.
 
     Attributes:
-        neighbours: k, edges lead to candidates that are among each other's k nearest.
+        neighbours: k; edges lead to candidates that are among each other's k nearest.
         gamma: power of similarities.
-        alpha: share that walks on.
-        query_neighbours: candidates that the walk starts from.
-        descriptors: "global", or "local", whose chamfer similarity tells apart what global ones do not: views of one
-            place that overlap.
+        alpha: share of the walk that goes on.
+        query_neighbours: number of candidates that the walk starts from.
+        descriptors: "global", or "local" for chamfer similarities, which tell overlapping views of one place from
+            others.
     """
 
     neighbours: int = 10
@@ -39,12 +39,12 @@ class Diffusion:
             unknown = self.descriptors
             raise ValueError(f"Unknown diffusion.descriptors '{unknown}'{suggest(unknown, DESCRIPTORS)}")
         if not 0 < self.alpha < 1:
-            raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk has no end.")
+            raise ValueError(f"diffusion.alpha = {self.alpha} must be in (0, 1), or the walk does not end.")
         at_least(self, neighbours=1, query_neighbours=1, gamma=0.0)
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by f, where (I - α S) f = y: S the normalised affinity, y the query's similarities."""
+        """Sort candidates by f, where (I - α S) f = y, S the normalised affinity, y the query's similarities."""
         alike, similarities = self._similarities(shortlist)
         count = alike.shape[1]
         own = torch.eye(count, dtype=torch.bool, device=alike.device)
@@ -64,7 +64,7 @@ class Diffusion:
         return Ranking.by(only_present(scores, shortlist.present))
 
     def _similarities(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
-        """(B, K, K) of the candidates, (B, K) to the query; -inf for those that are not there."""
+        """Return (B, K, K) similarities of candidates and (B, K) to the query; -inf for those not present."""
         if self.descriptors == "local":
             found = chamfer(shortlist.query, shortlist.candidates)
             return chamfer_among(shortlist), only_present(found, shortlist.present)

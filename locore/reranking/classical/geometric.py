@@ -1,4 +1,4 @@
-"""Geometric verification: how many matches of local descriptors one transformation explains."""
+"""Geometric verification: the number of matches of local descriptors that one transformation explains."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CONFIDENCE = 0.999  # that no better transformation is there, where iterations e
 @rerankers.register("geometric")
 @dataclass(frozen=True)
 class Geometric:
-    """RANSAC (Fischler and Bolles 1981; as spatial verification, Philbin et al. 2007) on mutual matches, by OpenCV.
+    """RANSAC (Fischler and Bolles 1981; as spatial verification, Philbin et al. 2007) on mutual matches, by OpenCV's
+    USAC.
 
-    It is OpenCV's USAC (Raguram et al. 2013), of which 10,000 iterations take a tenth of the time of 1,000 of its older
-    `RANSAC`.
+    USAC (Raguram et al. 2013) does 10,000 iterations in a tenth of the time of 1,000 of OpenCV's older `RANSAC`.
 
     Attributes:
         transformation: "homography" or "affine".
-        iterations: of RANSAC at most.
-        tolerance: how far an inlier is off at most, as a share of the image's side.
+        iterations: of RANSAC, at most.
+        tolerance: largest error of an inlier, as a share of the image's side.
     """
 
     transformation: str = "homography"
@@ -41,7 +41,7 @@ class Geometric:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by their inliers; as many inliers, by global similarity."""
+        """Sort candidates by their number of inliers; equal numbers by global similarity."""
         matches = mutual(local_similarities(shortlist.query, shortlist.candidates)).cpu().numpy()
         ours, theirs = (d.position.float().cpu().numpy() for d in (shortlist.query, shortlist.candidates))
         inliers = np.array(
@@ -60,7 +60,7 @@ class Geometric:
         return Ranking.by(only_present(scores + shortlist.similarities.clamp(-1, 1) / 4, shortlist.present))
 
     def _inliers(self, one: np.ndarray, other: np.ndarray) -> int:
-        """Of matched places (n, 2) each."""
+        """Count the inliers of matched places (n, 2) each."""
         import cv2  # a second that other re-rankers need not wait
 
         if len(one) < LEAST[self.transformation]:

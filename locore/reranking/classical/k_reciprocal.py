@@ -13,11 +13,11 @@ from locore.reranking.reranker import Ranking, Shortlist, at_least, only_present
 @rerankers.register("k_reciprocal")
 @dataclass(frozen=True)
 class KReciprocal:
-    """Jaccard distance of expanded k-reciprocal neighbours, and the distance of the descriptors.
+    """Jaccard distance of expanded k-reciprocal neighbours, averaged with the distance of the descriptors.
 
     Attributes:
-        k1: neighbours that have to be mutual.
-        k2: neighbours that a neighbourhood is averaged over.
+        k1: number of neighbours that have to be mutual.
+        k2: number of neighbours that a neighbourhood is averaged over.
         distance_weight: λ, weight of the original distance.
     """
 
@@ -30,12 +30,12 @@ class KReciprocal:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by the final distance, the nearest first."""
+        """Sort candidates by the final distance, the nearest first."""
         scores = torch.stack([self._one(shortlist, row) for row in range(len(shortlist.similarities))])
         return Ranking.by(only_present(scores, shortlist.present))
 
     def _one(self, shortlist: Shortlist, row: int) -> Tensor:
-        """(K,) scores of one list."""
+        """Return the scores (K,) of one list."""
         candidates = shortlist.candidates.global_descriptor[row]
         present = (
             torch.ones(len(candidates), dtype=torch.bool, device=candidates.device)
@@ -64,7 +64,7 @@ class KReciprocal:
 
     @staticmethod
     def _mutual(ranks: Tensor, k: int) -> Tensor:
-        """(n, n) bool: j is among the k nearest of i, and i among those of j; each is its own nearest."""
+        """Return (n, n) bool, True if j is among the k nearest of i and i among those of j; each is its own nearest."""
         listed = torch.zeros(ranks.shape, dtype=torch.bool, device=ranks.device)
         listed.scatter_(1, ranks[:, : k + 1], True)
         return listed & listed.T

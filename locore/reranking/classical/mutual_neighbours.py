@@ -13,7 +13,7 @@ from locore.reranking.reranker import Ranking, Shortlist, only_present, reranker
 @rerankers.register("mutual_neighbours")
 @dataclass(frozen=True)
 class MutualNeighbours:
-    """Sum of the similarities of locals that are each other's nearest.
+    """Sum of the similarities of local descriptors that are each other's nearest.
 
     Attributes:
         min_similarity: similarity of a match at least.
@@ -23,7 +23,7 @@ class MutualNeighbours:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by the sum over their matches."""
+        """Sort candidates by the sum over their matches."""
         similarities = local_similarities(shortlist.query, shortlist.candidates)
         matched = mutual(similarities) & (similarities >= self.min_similarity)
         return Ranking.by(only_present((similarities * matched).sum(dim=(2, 3)), shortlist.present))

@@ -14,11 +14,11 @@ from locore.reranking.reranker import Ranking, Shortlist, at_least, only_present
 @rerankers.register("query_expansion")
 @dataclass(frozen=True)
 class QueryExpansion:
-    """The query and its nearest candidates in one: αQE (Radenović et al. 2019, section 5.3), with α = 0 the average
-    (Chum et al. 2007).
+    """The query is averaged with its nearest candidates: αQE (Radenović et al. 2019, section 5.3); α = 0 is the plain
+    average (Chum et al. 2007).
 
     Attributes:
-        neighbours: how many.
+        neighbours: number of candidates.
         alpha: power of their similarities, which are their weights.
     """
 
@@ -30,7 +30,7 @@ class QueryExpansion:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Candidates by their similarity to the expanded query."""
+        """Sort candidates by their similarity to the expanded query."""
         candidates = shortlist.candidates.global_descriptor
         similarities = torch.einsum("bd,bkd->bk", shortlist.query.global_descriptor, candidates)
         spread = neighbour_weights(only_present(similarities, shortlist.present), self.neighbours, self.alpha)

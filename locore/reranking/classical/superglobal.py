@@ -1,4 +1,6 @@
-"""SuperGlobal's re-ranking (Shao et al. 2023, section 3.3): all refined by their neighbours on the list."""
+"""SuperGlobal's re-ranking (Shao et al. 2023, section 3.3): query and candidates refined by their neighbours on the
+list.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ class SuperGlobal:
     """SG-Rerank, by global descriptors alone.
 
     Attributes:
-        neighbours: K, of a candidate, itself not counted.
+        neighbours: K, number of neighbours of a candidate, itself not counted.
         beta: weight of a neighbour.
     """
 
@@ -27,7 +29,7 @@ class SuperGlobal:
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
-        """Mean of the similarity to the refined query and to the query as it is, both of refined candidates."""
+        """Sort refined candidates by their mean similarity to the refined query and to the original one."""
         candidates, alike = shortlist.candidates.global_descriptor, among_candidates(shortlist)
         count = min(self.neighbours + 1, alike.shape[1])
         near, places = alike.topk(count, dim=2)

@@ -15,9 +15,9 @@ from locore.reranking.reranker import rerankers
 
 
 class Layer(nn.Module):
-    """Attention within each image, attention from one to the other, feed-forward; each behind its norm.
+    """Attention within each image, attention across the two images, feed-forward; each followed by its norm.
 
-    The token that asks attends to everything in both.
+    The matching token attends to all tokens of both.
     """
 
     def __init__(self, width: int, heads: int, inner: int):
@@ -28,7 +28,9 @@ class Layer(nn.Module):
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, other: Tensor, same: Tensor, missing: Tensor) -> Tensor:
-        """(N, T, D); (T, T) bool each: pairs of tokens of different images, and of the same; (N, T) bool."""
+        """Transform tokens (N, T, D), given pairs of tokens of different images and of the same (T, T) bool, and
+        missing (N, T).
+        """
         for attention, norm, blocked in ((self.self_attn, self.norm1, other), (self.cross_attn, self.norm2, same)):
             found, _ = attention(
                 tokens, tokens, tokens, attn_mask=blocked, key_padding_mask=missing, need_weights=False
@@ -38,7 +40,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers one behind the other."""
+    """Layers in a row."""
 
     def __init__(self, width: int, depth: int, heads: int, inner: int):
         super().__init__()
@@ -56,11 +58,14 @@ class Decoder(nn.Module):
     base={"width": 768, "depth": 5, "heads": 12, "inner": 3072},
 )
 class AMES(PairwiseReranker):
-    """Local descriptors of both images, and a token that asks whether they match.
+    """Local descriptors of both images, and a token that learns whether they match.
 
     Args:
         local_dim: width of a local descriptor.
         width: of the tokens.
+        depth: number of layers.
+        heads: attention heads.
+        inner: width of the feed-forward layers.
     """
 
     def __init__(self, local_dim: int, width: int = 128, depth: int = 5, heads: int = 2, inner: int = 1024):
@@ -86,7 +91,7 @@ class AMES(PairwiseReranker):
         return [(self.remap_local[0], F.normalize(descriptors.local, dim=-1))]
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) logits."""
+        """Return the logits (N,) of N pairs."""
         ours, theirs = (self.remap_local(F.normalize(image.local, dim=-1)) for image in (query, candidate))
         if not self.training:  # a gallery is stored in half precision
             theirs = theirs.half().to(ours.dtype)

@@ -26,7 +26,7 @@ BLOCKS = (
 
 
 class CentrePivot(nn.Module):
-    """A 4D convolution by two of 2D: over the query's dimensions, and over the key's (Min et al. 2021, section 4.2)."""
+    """A 4D convolution as two of 2D, over the query's dimensions and over the key's (Min et al. 2021, section 4.2)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int):
         super().__init__()
@@ -34,7 +34,7 @@ class CentrePivot(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, hq, wq, hk, wk) -> the same with other channels, each dimension over the stride."""
+        """Convolve (N, C, hq, wq, hk, wk); each dimension is divided by the stride."""
         query = _over_query(x[..., :: self.stride, :: self.stride], self.conv1)
         key = _over_key(x[:, :, :: self.stride, :: self.stride], self.conv2)
         return query + key
@@ -55,7 +55,7 @@ class Learner(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, 2))
 
     def forward(self, correlation: Tensor) -> Tensor:
-        """(N, 9, hq, wq, hk, wk) -> (N, 2): no match, match."""
+        """Classify correlations (N, 9, hq, wq, hk, wk) as no match and match, (N, 2)."""
         for number in range(1, len(BLOCKS) + 1):
             correlation = getattr(self, f"block{number}")(correlation)
         return self.mlp(correlation.flatten(2).mean(2))
@@ -63,7 +63,7 @@ class Learner(nn.Module):
 
 @rerankers.register("cvnet", mini={"compressed": 64}, base={"compressed": 256})
 class CVNet(PairwiseReranker):
-    """Locals have to be a whole square grid, the feature map that they were cells of.
+    """Verification by correlations; local descriptors must be a whole square grid, the cells of a feature map.
 
     Args:
         local_dim: channels of the map.
@@ -87,16 +87,16 @@ class CVNet(PairwiseReranker):
         return len(SCALES) ** 2 * local_count**2
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) of a match over no match."""
+        """Return (N,) logits of a match over no match, of N pairs."""
         neither, match = self.classes(_map(query), _map(candidate)).unbind(1)
         return match - neither
 
     def classes(self, query: Tensor, key: Tensor) -> Tensor:
-        """Maps (N, C, hq, wq) and (N, C, hk, wk) -> (N, 2): no match, match."""
+        """Classify pairs of maps (N, C, hq, wq) and (N, C, hk, wk) as no match and match, (N, 2)."""
         return self.cv_learner(self.correlation(query, key))
 
     def correlation(self, query: Tensor, key: Tensor) -> Tensor:
-        """Maps (N, C, hq, wq) and (N, C, hk, wk) -> (N, 9, hq, wq, hk, wk), of every scale of either."""
+        """Correlate maps (N, C, hq, wq) and (N, C, hk, wk) at every pair of scales, (N, 9, hq, wq, hk, wk)."""
         scaled = [
             [F.normalize(conv(_resized(x, scale)), dim=1) for scale, conv in zip(SCALES, self.conv2ds, strict=True)]
             for x in (query, key)
@@ -111,21 +111,21 @@ class CVNet(PairwiseReranker):
 
 
 def _over_query(x: Tensor, function) -> Tensor:
-    """A function of (M, C, hq, wq) for each cell of the key, in (N, C, hq, wq, hk, wk)."""
+    """Apply a function of (M, C, hq, wq) to each cell of the key, in (N, C, hq, wq, hk, wk)."""
     count, _, _, _, rows, columns = x.shape
     found = function(x.permute(0, 4, 5, 1, 2, 3).flatten(0, 2))
     return found.unflatten(0, (count, rows, columns)).permute(0, 3, 4, 5, 1, 2)
 
 
 def _over_key(x: Tensor, function) -> Tensor:
-    """A function of (M, C, hk, wk) for each cell of the query, in (N, C, hq, wq, hk, wk)."""
+    """Apply a function of (M, C, hk, wk) to each cell of the query, in (N, C, hq, wq, hk, wk)."""
     count, _, rows, columns, _, _ = x.shape
     found = function(x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
     return found.unflatten(0, (count, rows, columns)).permute(0, 3, 1, 2, 4, 5)
 
 
 def _resized(x: Tensor, scale: float) -> Tensor:
-    """A map (N, C, h, w) with a share of its area."""
+    """Resize a map (N, C, h, w) to a share of its area."""
     return _bilinear(x, [round(side * scale**0.5) for side in x.shape[2:]])
 
 
@@ -134,10 +134,10 @@ def _bilinear(x: Tensor, size) -> Tensor:
 
 
 def _map(image: Descriptors) -> Tensor:
-    """(N, C, side, side): cells with the length that they had.
+    """Return the map (N, C, side, side) of an image's cells, with their original length.
 
     Raises:
-        ValueError: locals are no square grid.
+        ValueError: the local descriptors are not a square grid.
     """
     side = square(image)
     return (image.local * image.weight[..., None]).mT.unflatten(2, (side, side))

@@ -20,13 +20,16 @@ PAIR = 7  # numbers of a pair of locals: x, y, weight of either, and their simil
     "r2former", mini={"width": 192, "depth": 3, "heads": 6}, base={"width": 768, "depth": 4, "heads": 12}
 )
 class R2Former(PairwiseReranker):
-    """Each local's best matches become a token by one transformer, all of these a score by another (section 3.3).
+    """One transformer turns each local descriptor's best matches into a token, another turns all tokens into a score
+    (section 3.3).
 
     Args:
         width: of the tokens.
-        depth: of the second transformer, the first has `pair_depth`.
-        matches: how many of each local are read.
-        patches: rows of a position table that is in the published weights and is not used.
+        depth: number of layers of the second transformer.
+        pair_depth: number of layers of the first transformer.
+        heads: attention heads.
+        matches: number of matches of each local descriptor.
+        patches: rows of a position table that the published weights contain and nothing uses.
     """
 
     def __init__(
@@ -64,18 +67,18 @@ class R2Former(PairwiseReranker):
         return 2 * local_count * (1 + self.matches) * self.width
 
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,): the global similarity and the probability of a match, weighted by what is learned."""
+        """Return (N,) scores of N pairs: global similarity and probability of a match, with a learned weight."""
         share = self.ratio.clamp(0.1, 0.9)
         alike = F.cosine_similarity(query.global_descriptor, candidate.global_descriptor, dim=1)
         return alike * share + self.logits(query, candidate).sigmoid() * (1 - share)
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) of a match over no match."""
+        """Return (N,) logits of a match over no match, of N pairs."""
         neither, match = self.classes(query, candidate).unbind(1)
         return match - neither
 
     def classes(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N, 2): no match, match."""
+        """Classify N pairs as no match and match, (N, 2)."""
         pairs = self._best(query, candidate)
         count, local_count = pairs.shape[:2]
         tokens = self.pair_head(pairs) + places(pairs[..., 3:5], self.pair_head.out_features)
@@ -85,8 +88,8 @@ class R2Former(PairwiseReranker):
         return self.decoder_pred(self._transformed(tokens, self.cls_token, self.blocks))
 
     def _best(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """(N, 2 L, matches, 7): of each of the query's locals the pairs with its most similar ones, then of each of the
-        candidate's; the query's numbers come first in all of them, as in the published code.
+        """Return (N, 2 L, matches, 7): the pairs of each local descriptor with its most similar ones, the query's
+        first; in every pair the query's numbers come first, as in the published code.
         """
         numbers = [torch.cat([i.position, _attention(i)[..., None]], dim=-1).clamp(0, 1) for i in (query, candidate)]
         alike = F.normalize(query.local, dim=-1) @ F.normalize(candidate.local, dim=-1).mT
@@ -100,7 +103,7 @@ class R2Former(PairwiseReranker):
         return torch.cat(found, dim=1)
 
     def _transformed(self, tokens: Tensor, asking: Tensor, blocks: nn.ModuleList) -> Tensor:
-        """(N, T, D) -> (N, D), what a token that is put before them becomes."""
+        """Return (N, D), the output at a token that is put before tokens (N, T, D)."""
         tokens = torch.cat([asking.expand(len(tokens), -1, -1), tokens], dim=1)
         for block in blocks:
             tokens = block(tokens)
@@ -108,12 +111,12 @@ class R2Former(PairwiseReranker):
 
 
 def _attention(image: Descriptors) -> Tensor:
-    """(N, L): the weights of the locals; of a detector that has no upper end, such as the norm, over the largest."""
+    """Return the weights (N, L) of the local descriptors, divided by the largest if the detector has no upper bound."""
     return image.weight / image.weight.amax(dim=1, keepdim=True).clamp(min=1)
 
 
 def places(position: Tensor, width: int) -> Tensor:
-    """(..., 2) -> (..., width): sines then cosines of x, and of y."""
+    """Encode positions (..., 2) as (..., width): sines then cosines of x, and of y."""
     wave = 10_000.0 ** (-torch.arange(width // 4, device=position.device, dtype=position.dtype) / (width / 4))
     angle = position[..., None] * wave
     return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)

@@ -20,7 +20,7 @@ BASE = {"width": 768, "depth": 6, "heads": 12, "inner": 3072}
 
 
 def _projection(local_dim: int, width: int) -> nn.Module:
-    """Nothing where descriptors are as wide as tokens, as in the published models."""
+    """Return a projection, or the identity if descriptors are as wide as tokens, as in the published models."""
     return nn.Identity() if local_dim == width else nn.Linear(local_dim, width)
 
 
@@ -30,15 +30,14 @@ def _encoder(width: int, depth: int, heads: int, inner: int, dropout: float) -> 
 
 
 def _start(model: nn.Module) -> None:
-    """Matrices and tables as the published training starts them, so that what is added to an image's tokens does not
-    drown them."""
+    """Initialise matrices and tables as the published training does, so that embeddings do not drown tokens."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
 
 
 def _shown(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Settings that both forms' tensors show; heads are not among them, 4 as published."""
+    """Return the settings that the tensors of both forms show; heads do not show, and are 4 as published."""
     inner, width = tensors["encoder.layers.0.linear1.weight"].shape
     local_dim = tensors["local.weight"].shape[1] if "local.weight" in tensors else width
     layers = count_layers(tensors, "encoder.layers.")
@@ -47,11 +46,16 @@ def _shown(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 @rerankers.register("rrt", mini=MINI, base=BASE)
 class RRT(PairwiseReranker):
-    """Of descriptors with scales: `[CLS] global, locals [SEP] global, locals` (section 3.3, landmarks).
+    """Descriptors with scales as `[CLS] global, locals [SEP] global, locals` (section 3.3, landmarks).
 
     Args:
-        local_dim, global_dim: widths of the descriptors.
+        local_dim: width of a local descriptor.
+        global_dim: width of a global descriptor.
         width: of the tokens; None = of a local descriptor.
+        depth: number of layers.
+        heads: attention heads.
+        inner: width of the feed-forward layers.
+        dropout: of the layers.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class RRT(PairwiseReranker):
         return [(self.local, descriptors.local), (self.remap, descriptors.global_descriptor)]
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) logits."""
+        """Return the logits (N,) of N pairs."""
         parts, real = [], []
         segments = self.seg_encoder.weight
         for image, (opening, global_, local) in ((query, (2, 4, 0)), (candidate, (3, 5, 1))):
@@ -98,11 +102,15 @@ class RRT(PairwiseReranker):
 
 @rerankers.register("map_rrt", mini=MINI, base=BASE)
 class MapRRT(PairwiseReranker):
-    """Of feature maps: `[CLS] cells [SEP] cells`, with the place of each cell (section 3.3, metric learning).
+    """Feature maps as `[CLS] cells [SEP] cells`, with the position of each cell (section 3.3, metric learning).
 
     Args:
-        local_dim: width of a cell; locals have to be a whole square grid.
+        local_dim: width of a cell; local descriptors must be a whole square grid.
         width: of the tokens; None = of a cell.
+        depth: number of layers.
+        heads: attention heads.
+        inner: width of the feed-forward layers.
+        dropout: of the layers.
     """
 
     def __init__(
@@ -130,10 +138,10 @@ class MapRRT(PairwiseReranker):
         return [(self.local, descriptors.local)]
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Of N pairs -> (N,) logits.
+        """Return the logits (N,) of N pairs.
 
         Raises:
-            ValueError: locals are no square grid.
+            ValueError: the local descriptors are not a square grid.
         """
         ours, theirs = self.local(query.local), self.local(candidate.local)
         count, _, width = ours.shape
@@ -152,7 +160,7 @@ class MapRRT(PairwiseReranker):
 
 
 def _places(side: int, width: int) -> Tensor:
-    """(side², width) sines and cosines of a cell's row, then of its column, both counted from 1 (as DETR has them)."""
+    """Return (side², width) sines and cosines of a cell's row, then of its column, both counted from 1, as in DETR."""
     at = torch.arange(1, side + 1) / (side + 1e-6) * SPAN
     wave = LONGEST ** (2 * (torch.arange(width // 2) // 2) / (width // 2))
     angle = at[:, None] / wave
