@@ -35,9 +35,9 @@ T = TypeVar("T")
 _announced: set[str] = set()  # old names that were reported already
 
 
-def _bind(build: Callable[..., T], name: str | None = None) -> Callable[..., T]:
-    """Make a class or function configurable by gin; the plain one stays as it is."""
-    return gin.external_configurable(build, name=name, module="locore")
+def _bind(build: Callable[..., T], name: str | None = None, parts: Sequence[str] = ()) -> Callable[..., T]:
+    """Make a class or function configurable by gin, except its parts; the plain one stays as it is."""
+    return gin.external_configurable(build, name=name, module="locore", denylist=list(parts) or None)
 
 
 def _settings_builder(name: str, kind: str) -> Callable[[], dict[str, Any]]:
@@ -68,7 +68,12 @@ def _data(benchmark: str = "glyphs") -> Data:
 data = _bind(_data, "Data")
 extractor, sampling, training, finetuning = _bind(Extractor), _bind(Sampling), _bind(Training), _bind(Finetuning)
 model, reranking, outputs, files = _bind(Model), _bind(Reranking), _bind(Outputs), _bind(Files)
-_experiment, _embedding, _extraction = _bind(Experiment), _bind(Embedding), _bind(Extraction)
+_experiment = _bind(
+    Experiment,
+    parts=("model", "reranking", "outputs", "data", "extractor", "sampling", "training", "settings"),
+)
+_embedding = _bind(Embedding, parts=("data", "extractor", "finetuning", "training"))
+_extraction = _bind(Extraction, parts=("data", "extractor"))
 OF_ONE_COMMAND = ["Experiment", "Model", "Reranking", "Outputs", "Files", "Embedding", "Extraction"]
 KNOWN = ["Data", "Extractor", "Training", "Sampling", "Finetuning", *OF_ONE_COMMAND, *SETTINGS]
 
@@ -205,6 +210,11 @@ def _parse(parser: Callable, text: str, source: str, **options) -> None:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
             raise ValueError(f"In '{source}' nothing is called '{unknown[1]}'{suggest(unknown[1], KNOWN)}") from error
+        part = re.search(r"denylisted kwarg '(\w+)'", str(error))
+        if part:
+            raise ValueError(
+                f"In '{source}': {part[1]} is made from settings of its own; write {part[1].capitalize()}.… = … instead."
+            ) from error
         raise ValueError(f"In '{source}': {error.args[0] if isinstance(error, TokenError) else error}") from error
 
 

@@ -88,7 +88,7 @@ class Locals:
             raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
         if len(shape) != 3 or shape[2] <= LEADING or kind not in (np.float16, np.float32, np.float64):
             raise ValueError(
-                f"'{path}' has {kind} of shape {shape} ; wanted is float16, float32 or float64 of "
+                f"'{path}' has {kind} of shape {shape}; it must be float16, float32 or float64 of "
                 "(images, descriptors, 5 + width)."
             )
         if shape[0] != images:
@@ -276,7 +276,7 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         raise ValueError(f"'{path}' has lists of different lengths instead of an array.") from None
     if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
         raise ValueError(
-            f"'{path}' has {table.dtype} of shape {table.shape} ; wanted is (2, {queries}, neighbours), similarities "
+            f"'{path}' has {table.dtype} of shape {table.shape}; it must be (2, {queries}, neighbours), similarities "
             "and then indices."
         )
     if not np.isfinite(table).all():

@@ -307,6 +307,7 @@ class Extractor:
         if self.local_features == "sift":
             settings["opencv"] = sift.version()
         if self.detector not in ("norm", "class"):
+            _ = self._detector  # reports a file that is missing, or not a detector
             settings["detector"] = _hash(Path(self.detector).expanduser())
         file = weights_file(self.model, self.weights)
         key = json.dumps([settings, _hash(file) if file else self.weights, timm.__version__, NUMERICS])

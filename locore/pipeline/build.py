@@ -81,19 +81,18 @@ def count_parameters(experiment: Experiment) -> int:
     """Count the parameters of the re-ranker; whatever cannot be built or loaded is reported here."""
     for name, _ in experiment.reranking.first_stages:
         first_stage(experiment, name)
+    if experiment.model.checkpoint or experiment.model.language_model:
+        model: Any = build_reranker(experiment, seed=0)
+        return sum(p.numel() for p in model.parameters())
     widths, positions = descriptor_widths(experiment), plan(experiment).positions
-    model: Any
     if not experiment.model.learned:
         create_reranker(experiment, widths, positions)
         return 0
-    if experiment.model.checkpoint or experiment.model.language_model:
-        model = build_reranker(experiment, seed=0)
-    else:
-        try:
-            with torch.device("meta"):  # without values, so that hundreds of millions are counted at once
-                model = create_reranker(experiment, widths, positions)
-        except RuntimeError:  # an encoder may compute with its values
+    try:
+        with torch.device("meta"):  # without values, so that hundreds of millions are counted at once
             model = create_reranker(experiment, widths, positions)
+    except RuntimeError:  # an encoder may compute with its values
+        model = create_reranker(experiment, widths, positions)
     return sum(p.numel() for p in model.parameters())
 
 

@@ -71,6 +71,8 @@ class BoardResults:
                     found.runs[key] = BoardRun(line["row"], line["config"], _metrics(line), queries[key])
                     if line.get("cost ms"):
                         found.costs[line["row"]] = _costs(line)
+            if found.runs.keys() != queries.keys():
+                raise ValueError(f"they hold {len(found.runs)} and {len(queries)} runs")
         except Exception as error:  # a damaged zip or table fails in many ways
             raise ValueError(
                 f"The results in '{folder}' are damaged ({error!r}); restore {RUNS} and {QUERIES}, or delete both."

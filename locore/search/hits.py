@@ -24,7 +24,7 @@ PHOTOS: dict[str, Any] = {
     "image_size": 224,
     "pooling": "gem",
     "local_stage": 3,
-    "grid": 7,
+    "grid_size": 7,
 }  # of an extractor without a download
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,9 @@ def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 
     def get(name: str) -> Any:
         if name not in names:
-            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise AttributeError(f"module '{package}' has no attribute '{name}'{hint}")
         return getattr(importlib.import_module(names[name]), name)
 
     return get, lambda: known, known

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_said(roberta, tmp_path):
         start_from(reranker(depth=3), tmp_path)
     with pytest.raises(ValueError, match="of another shape: "):
         start_from(reranker(width=64), tmp_path)
-    with pytest.raises(ValueError, match="for the backbone 'longformer' alone"):
+    with pytest.raises(ValueError, match="Only the backbone 'longformer' can start"):
         start_from(ListwiseReranker("mamba", 16, 24), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for said, words in (([], "has no settings"), ({**config, "sep_token_id": 10**6}, "names tokens 1000000 and")):
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_said(roberta, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         start_from(reranker(), tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="is missing; fetch its"):
+    with pytest.raises(ValueError, match="is missing; get config.json"):
         start_from(reranker(), tmp_path)
 
 
@@ -120,4 +120,4 @@ def test_an_experiment_starts_from_it(longformer, tmp_path, capsys):
     assert (
         main(["--gin", "gin/longformer.gin", "--dry-run", *arguments[:-2], "--set", "Model.language_model = 'no'"]) == 2
     )
-    assert "No language model in 'no'" in capsys.readouterr().err
+    assert "There is no language model in 'no'" in capsys.readouterr().err

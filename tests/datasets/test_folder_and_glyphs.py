@@ -73,7 +73,7 @@ def test_transparent_and_grey_images_come_as_rgb_on_white(tmp_path):
 
 
 def test_wrong_folders_are_said(tmp_path):
-    with pytest.raises(ValueError, match="No folder or zip"):
+    with pytest.raises(ValueError, match="There is no folder or zip"):
         benchmarks.create("folder", path=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="0 images in 0 sub-folders"):
         benchmarks.create("folder", path=str(tmp_path))
@@ -102,7 +102,7 @@ def test_a_box_outside_of_its_image_is_refused(tmp_path):
     boxes = np.array([[5, 5, 99, 99], [10, 0, 20, 8]])
     images = FileImages(tmp_path, ["a.png", "a.png"], np.zeros(2), boxes=boxes)
     assert images.image(0).size == (94, 94)
-    with pytest.raises(ValueError, match="is outside of its 10 × 8 pixels"):
+    with pytest.raises(ValueError, match="is outside its 10 × 8 pixels"):
         images.image(1)
 
 

@@ -52,14 +52,14 @@ def test_an_id_twice_is_refused(root, name):
 
 
 def test_training_images_without_what_is_left_out(root, caplog):
-    benchmark = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=(7, 9))
+    benchmark = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), exclude_landmarks=(7, 9))
     assert benchmark.train.names == ["index/a/b/c/abc1.jpg"] and benchmark.train.labels.tolist() == [8]
     assert "no image of 9" in caplog.text
 
 
 def test_what_is_left_out_has_to_be_numbers(root):
-    with pytest.raises(ValueError, match="has to be numbers of landmarks"):
-        benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), left_out=("7",))
+    with pytest.raises(ValueError, match="must be numbers of landmarks"):
+        benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), exclude_landmarks=("7",))
 
 
 @pytest.mark.parametrize(

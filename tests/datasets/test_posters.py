@@ -160,5 +160,5 @@ def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
 
 
 def test_too_small_a_world_is_said():
-    with pytest.raises(ValueError, match="4 walls, 4 views of each and a query"):
+    with pytest.raises(ValueError, match="4 walls, 4 views of each and one query"):
         benchmarks.create("posters", walls=2)

@@ -88,7 +88,7 @@ def test_the_strongest_cells_come_first(images):
     found = Extractor(image_size=64, local_stage=3, local_features="top", top_k=5).extract(images)
     assert found.local.shape[1] == 5
     assert (found.weight.diff(dim=1) <= 0).all()
-    with pytest.raises(ValueError, match=r"Extractor\.top = 99"):
+    with pytest.raises(ValueError, match=r"Extractor\.top_k = 99"):
         _ = Extractor(image_size=32, local_stage=3, local_features="top", top_k=99).sizes
 
 
@@ -155,7 +155,7 @@ def test_of_a_mended_folder_only_the_part_with_the_image_is_described_again(tmp_
     describe = Extractor._describe
     monkeypatch.setattr(Extractor, "_describe", lambda self, inputs: read.append(0) or describe(self, inputs))
     names = [path.relative_to(root).as_posix() for path in pictures]
-    with pytest.raises(ValueError, match="mend or remove it"):
+    with pytest.raises(ValueError, match="repair or remove it"):
         QUICK.extract(FileImages(root, names, np.zeros(24)))
     before = len(read)
     spoilt.write_bytes(content)
@@ -166,22 +166,22 @@ def test_of_a_mended_folder_only_the_part_with_the_image_is_described_again(tmp_
 def test_wrong_settings_are_said(tmp_path):
     for options, words in (
         ({"pooling": "gen"}, "did you mean 'gem'"),
-        ({"locals_": "grids"}, "did you mean 'grid'"),
+        ({"local_features": "grids"}, "did you mean 'grid'"),
         ({"model": "resnet5000"}, "Unknown timm model"),
         ({"model": "resnet18"}, "'bundled' is for"),
     ):
         with pytest.raises(ValueError, match=words):
             Extractor(**options)
-    with pytest.raises(ValueError, match="No weights at"):
+    with pytest.raises(ValueError, match="There are no weights at"):
         _ = Extractor(weights=str(tmp_path / "none.pth")).sizes
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="no state dict"):
+    with pytest.raises(ValueError, match="is not a state dict"):
         _ = Extractor(weights=str(tmp_path / "text.pth")).sizes
     torch.save({"epoch": 3}, tmp_path / "nested.pth")
     with pytest.raises(ValueError, match="more than a state dict"):
         _ = Extractor(weights=str(tmp_path / "nested.pth")).sizes
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not those of this model"):
+    with pytest.raises(ValueError, match="do not belong to this model"):
         _ = Extractor(weights=str(tmp_path / "other.pth")).sizes
 
 

@@ -64,7 +64,7 @@ def test_a_gallery_has_to_fit():
     queries, labels = made(50, 4)
     for gallery, gallery_labels, words in (
         (queries, None, "go together"),
-        (queries[:, :3], labels, "16 wide and the gallery 3"),
+        (queries[:, :3], labels, "width 16 and the gallery 3"),
         (queries, labels.astype(str), "none can be equal"),
         (queries, labels + 100, "none of their labels occurs there"),
     ):
@@ -90,7 +90,7 @@ def test_the_command(tmp_path, capsys):
         (lambda e, y: (e[:, 0], y), "have shape (120,)"),
         (lambda e, y: (np.where(np.arange(16) == 3, np.nan, e), y), "not finite"),
         (lambda e, y: (e, np.arange(120)), "no label occurs twice"),
-        (lambda e, y: (e, y.astype(object)), "no array of numbers or strings"),
+        (lambda e, y: (e, y.astype(object)), "not an array of numbers or strings"),
         (lambda e, y: (e[:20], y[:20]), "R@100 needs more than the 19"),
         (lambda e, y: (e.astype(str), y), "not numbers"),
         (lambda e, y: (e * 1e30, y), "not finite, or too large"),
@@ -113,8 +113,8 @@ def test_missing_files_get_one_sentence(tmp_path, capsys):
     assert main(["--embeddings", str(tmp_path / "none.npy"), "--labels", str(tmp_path / "y.npy")]) == 2
     assert "There is no file" in capsys.readouterr().err
     assert main(["--embeddings", str(tmp_path / "e.npy"), "--labels", str(tmp_path / "y.npy")]) == 2
-    assert "no array" in capsys.readouterr().err
-    for name, words in (("several.npz", "holds several arrays"), ("cut.npz", "no array")):
+    assert "not an array" in capsys.readouterr().err
+    for name, words in (("several.npz", "holds several arrays"), ("cut.npz", "not an array")):
         assert main(["--embeddings", str(tmp_path / name), "--labels", str(tmp_path / "y.npy")]) == 2
         assert words in capsys.readouterr().err
     files = ["--embeddings", str(tmp_path / "y.npy"), "--labels", str(tmp_path / "y.npy")]

@@ -50,13 +50,13 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("Experiment.training = @Training", "made by @Training()"),
-        ("Experiment.data = 'x'", "made by @Data()"),
-        ("Model.whitening = 5", "in 0 to 1"),
-        ("Model.dropout = -0.1", "in 0 to 1"),
+        ("Experiment.training = @Training()", "write Training.… = … instead"),
+        ("Experiment.data = 'x'", "write Data.… = … instead"),
+        ("Model.whitening = 5", "in [0, 1]"),
+        ("Model.dropout = -0.1", "in [0, 1]"),
         ("Reranking.alpha = 0.5\nExperiment.temperature = 0", "above 0"),
-        ("Training.learning_rate = -1", "not below 0"),
-        ("Training.warmup_steps = -1", "not below 0"),
+        ("Training.learning_rate = -1", "finite and not negative"),
+        ("Training.warmup_steps = -1", "finite and not negative"),
         ("Reranking.candidates = 1", "2 or more"),
     ],
 )
@@ -106,4 +106,4 @@ def test_wrong_images_get_one_sentence(capsys, tmp_path):
     broken = sorted(root.rglob("*.png"))[-1]
     broken.write_bytes(b"no image")
     status, message = run("d", f"folder.path = '{root}'")
-    assert status == 2 and broken.name in message and "mend or remove it" in message
+    assert status == 2 and broken.name in message and "repair or remove it" in message

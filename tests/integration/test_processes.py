@@ -62,7 +62,7 @@ import sys
 from locore import retrieval
 from locore.descriptors import shards
 
-parts.PART, retrieval.ROWS, retrieval.QUERIES = 8, 20, int(sys.argv[1])  # so that there is something to share
+shards.PART, retrieval.ROWS, retrieval.QUERIES = 8, 20, int(sys.argv[1])  # so that there is something to share
 
 from experiments import extract, run
 
@@ -81,7 +81,7 @@ def launched(by: list[str], *arguments, cache: Path) -> str:
             **os.environ,
             "LOCORE_CACHE": str(cache),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": "tests:.",
+            "PYTHONPATH": "tests/helpers:.",
             "CUDA_VISIBLE_DEVICES": "",
         },
     )

@@ -46,7 +46,7 @@ def pictures(images, count=3):
 def test_locals_of_all_scales_compete_and_globals_are_averaged(images):
     several = replace(TOP, scales=(1.0, 2.0)).describe(pictures(images))
     small, large = (
-        replace(TOP, image_size=side, top=cells).describe(pictures(images)) for side, cells in ((32, 4), (64, 16))
+        replace(TOP, image_size=side, top_k=cells).describe(pictures(images)) for side, cells in ((32, 4), (64, 16))
     )
     weight, order = torch.cat([small.weight, large.weight], dim=1).float().sort(dim=1, descending=True)
     torch.testing.assert_close(several.weight.float(), weight[:, :3])
@@ -61,7 +61,7 @@ def test_images_keep_their_proportions(tmp_path):
     for name, (width, height) in {"wide": (128, 64), "tall": (40, 120), "square": (96, 96)}.items():
         pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    kept, names = replace(VIT, proportions=True, top=8), ["wide.png", "tall.png", "square.png"]
+    kept, names = replace(VIT, keep_aspect_ratio=True, top_k=8), ["wide.png", "tall.png", "square.png"]
     images = FileImages(tmp_path, names, np.zeros(3))
     inputs = kept._inputs(kept._embedder, [images.image(i) for i in range(3)])
     assert [tuple(each.shape[2:]) for (each,) in inputs] == [(32, 64), (64, 16), (64, 64)]  # whole patches of 16
@@ -71,7 +71,7 @@ def test_images_keep_their_proportions(tmp_path):
     for row in range(3):
         alone = kept.describe([images.image(row)])
         torch.testing.assert_close(alone.local[0], together.local[row])
-    square = replace(VIT, top=8).describe([images.image(2)])
+    square = replace(VIT, top_k=8).describe([images.image(2)])
     torch.testing.assert_close(square.local[0], together.local[2])
     torch.testing.assert_close(square.global_descriptor[0], together.global_descriptor[2])
     # A query that is cut out of its image is as large as it is in the whole of it.
@@ -85,7 +85,7 @@ def test_images_keep_their_proportions(tmp_path):
 def test_a_transformers_sides_are_whole_patches_at_every_scale(images):
     (inputs,) = replace(VIT, scales=(0.7071, 1.0, 1.4142))._inputs(VIT._embedder, pictures(images))
     assert [tuple(each.shape[2:]) for each in inputs] == [(48, 48), (64, 64), (96, 96)]
-    described = replace(VIT, scales=(0.7071, 1.0, 1.4142), top=20).describe(pictures(images))
+    described = replace(VIT, scales=(0.7071, 1.0, 1.4142), top_k=20).describe(pictures(images))
     assert described.local.shape == (3, 20, 192) and set(described.scale.flatten().tolist()) == {0, 1, 2}
 
 
@@ -126,7 +126,7 @@ def test_weights_of_another_size_or_with_published_names_are_converted_as_timm_d
     assert loaded["pos_embed"].shape == (1, 36, 384)
     for key, value in expected.state_dict().items():
         assert torch.equal(loaded[key], value), key
-    with pytest.raises(ValueError, match="not those of this model"):
+    with pytest.raises(ValueError, match="do not belong to this model"):
         replace(extractor, model="vit_tiny_patch16_224", image_size=64).embedder()
 
 
@@ -270,7 +270,7 @@ def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file,
         (f"Extraction.whitening = '{one}'\nExtractor.local_stage = 2", "these have"),
         ("Extractor.scales = (1.0, -1.0)", "positive"),
         ("Extractor.detector = 'class'", "leave Extractor.local_stage"),
-        ("Extractor.detector = 'none.safetensors'", "No trained embedder"),
+        ("Extractor.detector = 'none.safetensors'", "There is no trained embedder"),
     ):
         assert extract.main([*gin_file, *lines(root, *line.split("\n")), "--out", str(tmp_path / "bad")]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]

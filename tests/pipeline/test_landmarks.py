@@ -119,7 +119,7 @@ def test_an_ensemble_is_chosen_on_gldv2s_public_part(folder, tmp_path, capsys):
     ]
     assert run(folder, tmp_path / "public", *lines) == 0
     metrics = json.loads((tmp_path / "public" / "metrics.json").read_text())
-    assert f"Reranking.alpha = {metrics['alpha']}," in capsys.readouterr().err
+    assert f"Reranking.alpha = {metrics['alpha']}" in capsys.readouterr().err
 
     benchmark = benchmarks.create("gldv2", root=str(root))
     queries = Stored(ames_files.read_globals(root / "query_global", asked), Locals(root / "query_local", asked, LOCALS))
@@ -208,7 +208,7 @@ def test_shortlists_of_other_descriptors_are_read(folder, tmp_path, capsys):
     assert other["medium"]["global"] != searched["medium"]["global"]
     (tmp_path / "nn_short.pkl").write_bytes(pickle.dumps(table[:, :, :20]))
     assert run(folder, tmp_path / "short", f"Files.shortlists = '{tmp_path / 'nn_short.pkl'}'") == 2
-    assert "have 20 candidates where 30" in capsys.readouterr().err
+    assert "have 20 candidates, but 30" in capsys.readouterr().err
 
 
 def test_re_ranked_lists_are_the_shortlists_of_another_run(folder, tmp_path, capsys):
@@ -277,7 +277,7 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
         ames_files.write_neighbours(tmp_path / "nn.pkl", listed)
         lists = f"Files.shortlists = '{tmp_path / 'nn.pkl'}'"
         assert run(folder, tmp_path / f"listed{first}", *within, *apart, lists) == status
-        assert ("names none of the distractors" in capsys.readouterr().err) == (status == 2)
+        assert ("has none of the distractors" in capsys.readouterr().err) == (status == 2)
 
 
 def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
@@ -325,7 +325,7 @@ def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
         (["Model.checkpoint = None"], "give Files.train_global"),
         (["Model.checkpoint = 'no'"], "There is no model at 'no"),
         (["Files.gallery_local = 'no'"], "There are no local descriptors at 'no'"),
-        (["Files.locals_per_image = 9"], "has 6 descriptors an image where 9"),
+        (["Files.locals_per_image = 9"], "has 6 descriptors an image, but 9"),
         (["Experiment.files = None"], "unpack the images there"),
         (["Experiment.files = None", "Model.checkpoint = None"], "has no training images"),
     ],

@@ -193,4 +193,4 @@ def test_the_command_probes_runs(tmp_path, capsys):
     assert command.main([str(tmp_path / "chamfer")]) == 2
     assert "no weights of its own" in capsys.readouterr().err
     assert command.main([str(tmp_path / "none")]) == 2
-    assert "is no finished run" in capsys.readouterr().err
+    assert "is not a finished run" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def open_image(folder, show):
+def opened(folder, show):
     page = show(folder / "report.html")
     page.wait_for_selector("article.query")
     return page
@@ -152,7 +152,7 @@ def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
     photo = next((folder / "images").rglob("*.png"))
     kept = photo.read_bytes()
     assert report.main([str(folder / "chamfer"), "--out", str(photo)]) == 2
-    assert "is no page" in capsys.readouterr().err and photo.read_bytes() == kept
+    assert "is not a page" in capsys.readouterr().err and photo.read_bytes() == kept
     for damage in ({}, [], {"protocols": {}}):
         (tmp_path / "chamfer" / "metrics.json").write_text(json.dumps(damage))
         assert report.main([str(tmp_path / "chamfer"), "--out", str(tmp_path / "page.html")]) == 2

@@ -131,13 +131,13 @@ def test_published_weights_that_do_not_fit_are_said(tmp_path):
         load({"one": torch.ones(1), "two": torch.ones(1)})
     with pytest.raises(ValueError, match=r"embedding\.position\.weight, encoder\.layers\.0\.intermediate\.weight"):
         load({"scale_encoder.weight": torch.ones(3, 8)})
-    with pytest.raises(ValueError, match="has weights of 'ames', but not of its shapes"):
+    with pytest.raises(ValueError, match="has weights of 'ames', but of other shapes"):
         load({**whole, "remap_local.0.weight": torch.ones(3)}, heads=2)
     with pytest.raises(ValueError, match="No 'ames' can be built"):
         load(whole, heads=5)
     with pytest.raises(ValueError, match="not finite: mtc_token"):
         load({**whole, "mtc_token": whole["mtc_token"] * torch.nan}, heads=2)
-    with pytest.raises(ValueError, match=r"nothing called 'head'.*did you mean 'heads'"):
+    with pytest.raises(ValueError, match=r"no setting 'head'.*did you mean 'heads'"):
         load(load_file(FOLDER / "locore_landmark.weights.safetensors"), head=4)
     for nothing in ({1: torch.ones(1)}, [torch.ones(1)], torch.ones(1)):
         with pytest.raises(ValueError, match="more than a state dict"):
@@ -304,8 +304,8 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("chamfer", "Model.checkpoint = 'runs/x'", "has no weights"),
         ("superglobal", "superglobal.beta_ = 1", "did you mean 'beta'"),
         ("chamfer", "Reranking.first_stages = [('superglobl', 16)]", "did you mean 'superglobal'"),
-        ("chamfer", "Reranking.first_stages = [('ames', 16)]", "'ames' of Reranking.first_stages is neither"),
-        ("chamfer", "Reranking.first_stages = ['superglobal']", "is no stage"),
+        ("chamfer", "Reranking.first_stages = [('ames', 16)]", "'ames' in Reranking.first_stages is neither"),
+        ("chamfer", "Reranking.first_stages = ['superglobal']", "is not a stage"),
         (
             "chamfer",
             "Reranking.first_stages = [('superglobal', 16)]\nsuperglobal.beta = -1",
@@ -315,13 +315,13 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
         ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
-        ("chamfer", "Reranking.ensemble = True", "never on what is asked"),
+        ("chamfer", "Reranking.ensemble = True", "never on test queries"),
         ("ames", "Reranking.window_order = 'end-to-strat'", "did you mean 'end-to-start'"),
         ("ames", "ames.heads = 5", "cannot be built"),
         (
             "rrt",
             f"Model.checkpoint = '{FOLDER / 'rrt_sop.weights.safetensors'}'",
-            "give Model.method = 'map_rrt'",
+            "set Model.method = 'map_rrt'",
         ),
         ("map_rrt", "Extractor.local_features = 'top'\nExtractor.top = 3", "square grid"),
     ],
@@ -332,7 +332,7 @@ def test_what_is_wrong_is_said(images, tmp_path, capsys, method, line, words):
 
 
 def test_a_grid_that_is_none_is_said():
-    with pytest.raises(ValueError, match="reads a square grid"):
+    with pytest.raises(ValueError, match="needs a square grid"):
         MapRRT(16, **SMALL)(Shortlist.random(1, 2, 7, 16, 8))
 
 

@@ -132,10 +132,10 @@ def test_a_missing_or_damaged_model_is_said_in_one_sentence(tmp_path, content):
 def test_scales_that_are_not_known_and_scores_that_are_no_numbers_are_said():
     model, shortlist = reranker(scales=3), Shortlist.random(2, K, L, 12, 20)
     shortlist.candidates.scale[1, 2] = 3
-    with pytest.raises(ValueError, match="of scales 0 to 3, and the re-ranker knows 0 to 2"):
+    with pytest.raises(ValueError, match="have scales 0 to 3, and the re-ranker knows 0 to 2"):
         model.rerank(shortlist)
     shortlist.candidates.scale[1, 2], shortlist.query.local[0] = 2, torch.inf
-    with pytest.raises(ValueError, match="scores are not numbers"):
+    with pytest.raises(ValueError, match="scores of a re-ranker are not numbers"):
         model.rerank(shortlist)
 
 
@@ -146,6 +146,6 @@ def test_wrong_settings_name_the_nearest():
         reranker(score="meen")
     with pytest.raises(ValueError, match="has no setting 'widht'; did you mean 'width'"):
         ListwiseReranker("mamba", 12, 20, settings={"widht": 3})
-    with pytest.raises(ValueError, match="needs 30 positions where 10 are learned"):
+    with pytest.raises(ValueError, match="needs 30 positions, but 10 are learned"):
         ListwiseReranker("mamba", 12, 20, max_positions=10).rerank(Shortlist.random(1, 4, 4, 12, 20))
     assert suggest("x", ["abc"]) == ". Known: abc."

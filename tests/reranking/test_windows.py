@@ -110,16 +110,16 @@ def test_windows_sort_by_the_ensemble():
     )
     order = Windows(Known(), 30, 10, ensemble=ensemble).rerank(lists).order
     assert torch.equal(order, combined.argsort(dim=1, descending=True, stable=True))
-    with pytest.raises(ValueError, match="no ensemble to sort by"):
+    with pytest.raises(ValueError, match="windows cannot be sorted by an ensemble"):
         Windows(Unscored(), 10, 5, ensemble=ensemble).rerank(lists)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"way": "end-to-strat"}, "did you mean 'end-to-start'"),
+        ({"order": "end-to-strat"}, "did you mean 'end-to-start'"),
         ({"stride": 0}, "cannot move by 0"),
-        ({"size": 10, "stride": 11}, "or places are left out"),
+        ({"size": 10, "stride": 11}, "give a stride of 1 to their size"),
     ],
 )
 def test_wrong_settings_are_said(settings, words):

@@ -103,7 +103,7 @@ def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
 def test_what_is_wrong_is_said(pictures, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'chamfer'"):
         locore.rerank(pictures[0], pictures[1:], "chamfre")
-    with pytest.raises(ValueError, match="no re-ranker without weights"):
+    with pytest.raises(ValueError, match="neither a run folder nor a re-ranker without weights"):
         locore.rerank(pictures[0], pictures[1:], "ames")
     with pytest.raises(ValueError, match="Cannot read the image 'None'"):
         locore.rerank(pictures[0], [None], "chamfer", SMALL)

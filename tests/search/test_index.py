@@ -95,9 +95,9 @@ def test_a_click_on_a_photo_shows_what_moved_its_score(photos, tmp_path, show, c
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--index", "none"], "No folder of photos"),
+        (["--index", "none"], "There is no folder of photos"),
         (["--query", "none.png"], "Cannot read the image"),
-        (["--crop", "5", "5", "2", "9"], "no part of the query"),
+        (["--crop", "5", "5", "2", "9"], "not inside the query"),
         (["--reranker", "chamfr"], "did you mean 'chamfer'"),
         (["--top", "0"], "1 or more"),
     ],

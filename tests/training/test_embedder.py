@@ -54,15 +54,15 @@ def test_every_loss_trains_the_network_and_the_head(loss, images, tmp_path):
 
 def test_what_is_not_to_be_trained_stays(images, tmp_path):
     start = START.embedder().network.state_dict()
-    trained, _ = fit(replace(SMALL, frozen=True), images, tmp_path / "frozen")
+    trained, _ = fit(replace(SMALL, freeze_backbone=True), images, tmp_path / "frozen")
     assert all(torch.equal(value, start[name]) for name, value in trained.network.state_dict().items())
-    trained, _ = fit(replace(SMALL, frozen_batch_norm=False), images, tmp_path / "statistics")
+    trained, _ = fit(replace(SMALL, freeze_batch_norm=False), images, tmp_path / "statistics")
     assert not torch.equal(trained.network.state_dict()["bn1.running_mean"], start["bn1.running_mean"])
 
 
 def test_a_head_on_frozen_features_separates_what_it_is_trained_on(images, tmp_path):
     training = replace(TRAINING, steps=60, batch_size=30, validate_every=60)
-    _, state = fit(replace(SMALL, frozen=True, dim=32), images, tmp_path, training)
+    _, state = fit(replace(SMALL, freeze_backbone=True, dim=32), images, tmp_path, training)
     assert np.mean(state["history"]["loss"][-5:]) < 0.7 * np.mean(state["history"]["loss"][:5])
 
 
@@ -82,17 +82,15 @@ def test_resumed_it_ends_bitwise_as_unbroken(images, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    step, count = Training._step, 0
+    rate = Training.rate
 
-    def killed_at_the_fourth(*arguments):
-        nonlocal count
-        count += 1
-        if count == 4:
+    def killed_at_the_fourth(training, step):
+        if step == 3:
             raise Killed
-        return step(*arguments)
+        return rate(training, step)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "_step", killed_at_the_fourth)
+        patch.setattr(Training, "rate", killed_at_the_fourth)
         fit(replace(SMALL, loss="proxy_anchor"), images, tmp_path / "broken")
     resumed, _ = fit(replace(SMALL, loss="proxy_anchor"), images, tmp_path / "broken")
     assert all(torch.equal(resumed.state_dict()[n], value) for n, value in unbroken.state_dict().items())
@@ -109,7 +107,7 @@ def test_an_extractor_describes_as_the_embedder_that_was_saved(images, tmp_path)
     torch.testing.assert_close(extractor.describe(some).global_descriptor.float(), expected, atol=2e-3, rtol=0)
     with pytest.raises(ValueError, match=r"trained with image_size 32; set Extractor\.image_size"):
         _ = replace(extractor, image_size=64).sizes
-    with pytest.raises(ValueError, match="No weights at"):
+    with pytest.raises(ValueError, match="There are no weights at"):
         _ = replace(extractor, weights=str(tmp_path / "none.safetensors")).sizes
     (tmp_path / WHOLE).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
@@ -193,7 +191,7 @@ def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys, monkeypatch):
     lines = [*QUICK, path, f"Experiment.embedder = '{out}'", "Model.global_token = False"]
     assert command(embed.main, "gin/embed/multi_similarity.gin", out, *COMMAND, path) == 130
     assert command(run.main, "gin/query_attention.gin", tmp_path / "run", *lines) == 2
-    assert "is no finished run of experiments.embed" in capsys.readouterr().err
+    assert "is not a finished run of experiments.embed" in capsys.readouterr().err
     assert command(embed.main, "gin/embed/multi_similarity.gin", out, *COMMAND, path) == 0
     printed = capsys.readouterr().out
     assert "before" in printed and "trained" in printed

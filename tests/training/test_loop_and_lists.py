@@ -51,7 +51,7 @@ def test_resumed_training_ends_bitwise_as_unbroken(tmp_path, average):
 def test_the_average_of_the_weights_is_what_its_formula_says(tmp_path):
     steady = replace(TRAINING, schedule="constant", validate_every=1)
     first, second, third = (fit(tmp_path / f"{n}", replace(steady, steps=n)) for n in (1, 2, 3))
-    averaged = fit(tmp_path / "averaged", replace(steady, steps=3, average=0.75))
+    averaged = fit(tmp_path / "averaged", replace(steady, steps=3, ema_decay=0.75))
     for name, value in averaged.items():
         expected = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * third[name]
         torch.testing.assert_close(value, expected)
@@ -101,7 +101,7 @@ def test_every_image_asks_once_an_epoch_and_candidates_are_shuffled():
 )
 def test_lists_are_drawn_with_as_many_positives_as_asked(sampling, positives):
     random = np.random.default_rng(0)
-    many = sampling.most == 0
+    many = sampling.max_positives == 0
     right = np.array([True] * 6 + [False] * (6 if many else 30))
     seen, counts = set(), set()
     for _ in range(300):
@@ -150,22 +150,22 @@ def test_a_damaged_checkpoint_is_said(tmp_path, damage):
         other = model()
     else:
         other = ListwiseReranker("rwkv", 12, 20, max_positions=64, settings={"width": 32, "depth": 1, "heads": 2})
-    with pytest.raises(ValueError, match="damaged or another model's"):
+    with pytest.raises(ValueError, match="damaged or belongs to another model"):
         fit_reranker(other, lists(), TRAINING, lambda: {"mAP@R": 0.0}, tmp_path, seed=3)
 
 
 def test_wrong_options_are_said():
     for options, words in (
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"precision": "fp8"}, "Known: no, bf16"),
-        ({"batch": 5, "accumulation": 2}, "equal parts"),
+        ({"mixed_precision": "fp8"}, "Known: no, bf16"),
+        ({"batch_size": 5, "grad_accumulation_steps": 2}, "equal parts"),
         ({"steps": 0}, "at least 1"),
-        ({"accumulation": 0}, "at least 1"),
+        ({"grad_accumulation_steps": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=words):
             Training(**options)
     for options, words in (
-        ({"fewest": 3, "most": 1}, "less than"),
+        ({"min_positives": 3, "max_positives": 1}, "less than"),
         ({"token_dropout": 1.0}, "must be in"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -80,7 +80,7 @@ def inside_an_array(folder) -> bytes:
 def test_code_is_refused(tmp_path, make):
     path, folder = tmp_path / "values.pkl", tmp_path / "made"
     path.write_bytes(make(folder))
-    with pytest.raises(ValueError, match="is no pickle of plain values, arrays and tensors"):
+    with pytest.raises(ValueError, match="is not a pickle of plain values, arrays and tensors"):
         unpickle(path)
     assert not folder.exists()
 
@@ -93,7 +93,7 @@ def test_functions_are_refused_by_name(tmp_path, name):
     module, function = name.split()
     argument = "(S'a'\nS'rot13'\nt" if name == "_codecs encode" else "(S'1'\nt"
     path.write_bytes(f"c{module}\n{function}\n{argument}R.".encode())
-    with pytest.raises(ValueError, match="is no pickle of plain values"):
+    with pytest.raises(ValueError, match="is not a pickle of plain values"):
         unpickle(path)
 
 
@@ -159,5 +159,5 @@ ADDRESS = b"B\x08\x00\x00\x00AAAAAAAA"
 def test_no_address_is_taken_from_a_file(tmp_path, content):
     path = tmp_path / "values.pkl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no pickle of plain values"):
+    with pytest.raises(ValueError, match="is not a pickle of plain values"):
         unpickle(path)
