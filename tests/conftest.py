@@ -16,6 +16,10 @@ EXPECTED_SKIPS = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-map", action="store_true", help="write gin/README.md anew from the headers of gin files")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Descriptors and renderings of the tests, made once a session and kept apart from the user's."""

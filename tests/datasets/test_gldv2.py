@@ -68,7 +68,7 @@ def test_what_is_left_out_has_to_be_numbers(root):
         (b"a.jpg,1,2,3\n\n\nb.jpg,,2,3\n", "Line 4"),
         ("a.jpg,²,2,3\n".encode(), "Line 1"),
         (b"a.jpg," + 40 * b"9" + b",2,3\n", "Line 1"),
-        ("à.jpg,1,2,3\n".encode("utf-16"), "no text in UTF-8"),
+        ("à.jpg,1,2,3\n".encode("utf-16"), "is not a text in UTF-8"),
     ],
 )
 def test_a_training_list_that_is_none(root, text, words):
@@ -91,7 +91,7 @@ def test_map_at_100_by_hand():
     [
         ("index.csv", None, "is missing. Get it from"),
         ("index.csv", "name\na\n", "has no columns id"),
-        ("index.csv", "id\naab0\n", "they are of two versions"),
+        ("index.csv", "id\naab0\n", "get both files in one version"),
         ("retrieval_solution_v2.1.csv", "id,images\n", "has no columns Usage, id, images"),
     ],
 )

@@ -1,87 +1,142 @@
-"""The README's examples are what a reader will type."""
+"""README, docs, results and examples: their code runs, their commands and links are real."""
 
-import json
+import csv
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
-import torch
+from documented_commands import command_lines, problems
 from PIL import Image
 from small_inputs import write_glyphs
 
 import locore
-from backbones.conformance import check_backbone
-from backbones.registry import backbones as registry
-from experiments.run import main
+from backbones.registry import backbones
 from locore.checkpoints import native
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("gin/*.md")])
+RESULTS = sorted((ROOT / "results").rglob("README.md"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def test_the_example_backbone_is_short_conforms_and_runs(capsys, monkeypatch):
-    monkeypatch.setattr(registry, "_entries", {n: registry.entry(n) for n in registry.available()})
-    (example,) = (block for block in BLOCKS if "@register" in block)
-    assert len(example.splitlines()) < 40
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme_example"})
-    check_backbone("summaries")
-    assert main(["--gin", "gin/mamba.gin", "--set", "Model.backbone = 'summaries'", "--dry-run"]) == 0
-    assert "275 tokens" in capsys.readouterr().out
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_the_library_example_ranks_a_list(tmp_path, monkeypatch):
-    (example,) = (block for block in BLOCKS if "locore.load" in block)
+def code_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """What the pages speak of: photos with classes, a list of them, a query, and a run folder."""
+    folder = tmp_path_factory.mktemp("docs")
+    images = sorted(write_glyphs(folder / "photos", 8, 5).rglob("*.png"))
+    for given, path in zip(("query", "first", "second", "third"), images, strict=False):
+        Image.open(path).convert("RGB").save(folder / f"{given}.jpg")
+    with open(folder / "photos" / "list.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["path", "class", "split"])
+        for number, path in enumerate(images):
+            relative = path.relative_to(folder / "photos")
+            lines.writerow([relative, relative.parent, "train" if number < len(images) // 2 else "test"])
     model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
-    trained = native.Trained(locore.Extractor(local_stage=3), 24)
-    native.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", trained)
-    images = [Image.open(path) for path in sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))]
-    monkeypatch.chdir(tmp_path)
-    names = {"query_image": images[0], "candidate_images": images[1:]}
-    exec(compile(example, "README.md", "exec"), names)
-    assert sorted(names["ranking"].order[0].tolist()) == list(range(7))
-    assert torch.isfinite(names["ranking"].scores).all()
+    native.save(model, folder / "runs/mamba/model.safetensors", native.Trained(locore.Extractor(local_stage=3), 24))
+    return folder
 
 
-def test_the_example_of_a_vector_database_re_ranks_what_it_found(tmp_path, monkeypatch):
-    (example,) = (block for block in BLOCKS if "qdrant" in block)
-    extractor = locore.Extractor(local_stage=3)
-    model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
-    folder = tmp_path / "runs" / "mamba"
-    native.save(model, folder / "model.safetensors", native.Trained(extractor, 24))
-    query, *paths = map(str, sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png")))
-    Image.open(query).convert("RGB").save(tmp_path / "query.jpg")
-    monkeypatch.chdir(tmp_path)
-    names = {"paths": paths}
-    exec(compile(example, "README.md", "exec"), names)
-    described = extractor.describe([Image.open(path) for path in ["query.jpg", *paths]]).global_matrix
-    nearest = (-(described[1:] @ described[0])).argsort(kind="stable")
-    assert names["found"] == [paths[i] for i in nearest]
-    assert names["best"] == [names["found"][h.index] for h in locore.rerank("query.jpg", names["found"], folder)]
+@pytest.fixture
+def place(photos, monkeypatch):
+    """The folder of the pages, and registries that forget afterwards what a page registers."""
+    for registry in (backbones, locore.rerankers, locore.benchmarks):
+        monkeypatch.setattr(registry, "_entries", {n: registry.entry(n) for n in registry.available()})
+    monkeypatch.chdir(photos)
+    return photos
 
 
-def test_the_hits_example_re_ranks(tmp_path, monkeypatch, capsys):
-    (example,) = (block for block in BLOCKS if "locore.rerank" in block and "qdrant" not in block)
-    model = locore.ListwiseReranker("mamba", local_dim=112, global_dim=1280, max_positions=275)
-    trained = native.Trained(locore.Extractor(local_stage=3), 24)
-    native.save(model, tmp_path / "runs" / "mamba" / "model.safetensors", trained)
-    paths = sorted(write_glyphs(tmp_path / "x", 2, 4).rglob("*.png"))
-    for name, path in zip(("query", "first", "second", "third"), paths, strict=False):
-        Image.open(path).convert("RGB").save(tmp_path / f"{name}.jpg")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert sorted(json.loads(capsys.readouterr().out)) == [0, 1, 2]
+@pytest.mark.parametrize("path", [path for path in PAGES if code_blocks(path)], ids=name)
+def test_the_code_of_a_page_runs(path, place):
+    names = {"__name__": "page", "paths": sorted(map(str, (place / "photos").rglob("*.png")))[:6]}
+    for number, block in enumerate(code_blocks(path)):
+        exec(compile(block, f"{name(path)}, block {number}", "exec"), names)
+    if "best" in names and "points" in names:  # a vector database: the search's order, re-ranked
+        assert sorted(names["best"]) == sorted(names["found"])
+    if "ranking" in names:
+        assert sorted(names["ranking"].order[0].tolist()) == list(range(6))
 
 
-def test_the_readmes_files_exist():
-    for path in re.findall(r"\]\(((?:results|docs)/[^)]+)\)|--gin (gin/\S+\.gin)", README):
-        assert (Path(__file__).parents[2] / "".join(path)).exists(), path
+def test_the_readmes_backbone_is_short():
+    (block,) = (block for block in code_blocks(ROOT / "README.md") if "@register" in block)
+    assert len(block[block.index("@register") :].strip().splitlines()) <= 12
 
 
-@pytest.mark.parametrize(
-    "name", ["mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention", "list_attention"]
-)
-def test_every_gin_file_says_what_it_is(name):
-    text = (Path(__file__).parents[2] / "gin" / f"{name}.gin").read_text()
-    for word in ("# Reproduces:", "# Command: python -m experiments.run", "# Time and result:"):
-        assert word in text
-    assert "TIME-" not in text
+@pytest.mark.parametrize("path", EXAMPLES, ids=name)
+def test_an_example_runs(path, place, monkeypatch, capsys):
+    arguments = {
+        "rerank_photos": ["query.jpg", "first.jpg", "second.jpg", "third.jpg"],
+        "vector_database": ["photos", "query.jpg", "--limit", "5"],
+        "train": ["photos", "--steps", "2", "--candidates", "4", "--backbone", "query_attention"],
+        "own_backbone": [],
+    }[path.stem]
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
+    shown = {"rerank_photos": "  1  ", "vector_database": "photos/", "train": "oracle", "own_backbone": "The encoder"}
+    assert any(line.startswith(shown[path.stem]) for line in printed)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RESULTS], ids=name)
+def test_commands_and_links_of_a_page_are_real(path):
+    text = path.read_text()
+    own = re.findall(r"register\(\"(\w+)\"", text)
+    wrong = {line: found for line in command_lines(text) if (found := problems(line, own))}
+    assert not wrong
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        if "://" in link:
+            continue
+        in_docs = path.is_relative_to(ROOT / "docs")
+        target = path.parent / link
+        if in_docs and (ROOT / "docs" / "results") in target.resolve().parents and not target.exists():
+            target = ROOT / target.resolve().relative_to(ROOT / "docs")  # results/ is copied into the site
+        assert target.exists(), f"{name(path)}: {link}"
+
+
+def test_the_readme_fits_three_minutes():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 120
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    tree = re.search(r"```\n(backbones/.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    parent = None
+    for line in tree.splitlines():
+        entry = line.split()[0]
+        parent, path = (parent, parent / entry) if line.startswith(" ") else (ROOT / entry, ROOT / entry)
+        assert path.exists(), line
+    shown = {line.split()[0].strip("/") for line in tree.splitlines() if line.startswith(" ")}
+    parts = {p.name for p in (ROOT / "locore").iterdir() if (p.is_dir() or p.name == "retrieval.py") and p.name[0] != "_"}
+    assert parts <= shown
+
+
+def test_the_results_fit_in_a_hand():
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert len(files) <= 60 and sum(path.stat().st_size for path in files) <= 4_000_000
+    for board in (path for path in (ROOT / "results").iterdir() if path.is_dir()):
+        held = {path.name for path in board.iterdir()}
+        assert held == {"README.md", "table.md", "table.csv", "table.png", "runs.csv", "queries.npz"}, board.name
+        assert len((board / "README.md").read_text().splitlines()) <= 50, f"{board.name}: more than a screen"
+
+
+def test_nothing_points_outside_the_repository():
+    files = [*PAGES, *RESULTS, *EXAMPLES, *ROOT.glob("gin/**/*.gin"), ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
+    outside = [name(path) for path in files if re.search(r"\.\./shared|/work/|/home/", path.read_text())]
+    assert not outside
+
+
+def test_every_page_is_in_the_navigation():
+    shown = set(re.findall(r"[\w./-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert written <= shown
