@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,10 +46,11 @@ class Attention(nn.Module):
             (B, M, D).
         """
         query, key, value = (
-            project(t).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            rearrange(project(t), "b t (h d) -> b h t d", h=self.heads)
             for project, t in ((self.query, x), (self.key, context), (self.value, context))
         )
-        return self.output(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(query, key, value, mask)
+        return self.output(rearrange(mixed, "b h t d -> b t (h d)"))
 
 
 class FeedForward(nn.Module):

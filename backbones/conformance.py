@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -176,7 +177,8 @@ def query_attention_order(make) -> None:
     moved = torch.cat([torch.zeros(1, dtype=torch.long), order])
 
     def reorder(x: Tensor) -> Tensor:
-        return x.unflatten(1, (layout.images, layout.block))[:, moved].flatten(1, 2)
+        blocks = rearrange(x, "b (i s) ... -> b i s ...", i=layout.images)
+        return rearrange(blocks[:, moved], "b i s ... -> b (i s) ...")
 
     for name, layer in encoder.named_modules():
         if isinstance(layer, QueryAttention):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,15 +36,16 @@ class LongformerAttention(nn.Module):
         def heads(*projections: nn.Linear) -> tuple[Tensor, ...]:
             """Compute several projections in one product; each as (B, heads, T, d)."""
             weight, bias = (torch.cat([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
-            projected = F.linear(x, weight, bias).unflatten(-1, (len(projections), self.heads, -1))
-            return projected.permute(2, 0, 3, 1, 4).unbind(0)
+            projected = F.linear(x, weight, bias)
+            return rearrange(projected, "b t (p h d) -> p b h t d", p=len(projections), h=self.heads).unbind(0)
 
         query, key, value = heads(self.query, self.key, self.value)
         mixed = window_attention(query, key, value, window)
-        query = self.query_global(x[:, window.index]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = rearrange(self.query_global(x[:, window.index]), "b g (h d) -> b h g d", h=self.heads)
         key, value = heads(self.key_global, self.value_global)
         rows = F.scaled_dot_product_attention(query, key, value, window.keys)
-        mixed = mixed.transpose(1, 2).index_copy(1, window.index, rows.transpose(1, 2).to(mixed.dtype)).flatten(2)
+        mixed, rows = (rearrange(t, "b h t d -> b t h d") for t in (mixed, rows))
+        mixed = rearrange(mixed.index_copy(1, window.index, rows.to(mixed.dtype)), "b t h d -> b t (h d)")
         # A masked token gathers nothing, as published: its score comes from its own embedding.
         return mixed if window.keys is None else zero_masked(mixed, window.real)
 

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,11 +58,12 @@ def mix(directions: Sequence[Any], x: Tensor, mask: Tensor | None) -> Tensor:
 
         seen = causal_conv(x, each("conv1d", "weight").squeeze(2), each("conv1d", "bias"))
         rank, state = directions[0].dt_proj.in_features, directions[0].A_log.shape[1]
-        low, B, C = torch.bmm(seen.flatten(1, 2), each("x_proj", "weight").mT).split([rank, state, state], dim=-1)
+        rows = rearrange(seen, "way b t c -> way (b t) c")
+        low, B, C = torch.bmm(rows, each("x_proj", "weight").mT).split([rank, state, state], dim=-1)
         step = torch.baddbmm(each("dt_proj", "bias")[:, None], low, each("dt_proj", "weight").mT).view_as(seen)
         if mask is not None:
             step = step.masked_fill(~mask[:, :, None], SKIPPED)
-        B, C = (t.unflatten(1, x.shape[:2]) for t in (B, C))
+        B, C = (rearrange(t, "way (b t) n -> way b t n", b=len(x)) for t in (B, C))
         return selective_scan(seen, step, -each("A_log").exp(), B, C, each("D"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from backbones._blocks import Attention, FeedForward, key_mask
@@ -20,12 +21,13 @@ class PairLayer(nn.Module):
 
     def forward(self, x: Tensor, layout: ListLayout, mask: Tensor) -> Tensor:
         h = self.attention_norm(x)
-        query, candidates = h[:, layout.query], h[:, layout.block :].unflatten(1, (-1, layout.block))
-        query_real, real = mask[:, layout.query], mask[:, layout.block :].unflatten(1, (-1, layout.block))
-        pairs = torch.cat([candidates, query[:, None].expand_as(candidates)], dim=2).flatten(0, 1)
-        pairs_real = torch.cat([real, query_real[:, None].expand_as(real)], dim=2).flatten(0, 1)
-        fused = self.attention(candidates.flatten(0, 1), pairs, key_mask(pairs_real))
-        fused = fused.unflatten(0, candidates.shape[:2]).flatten(1, 2)
+        count = layout.images - 1
+        query, query_real = h[:, layout.query], mask[:, layout.query]
+        candidates = rearrange(h[:, layout.block :], "b (k s) d -> (b k) s d", k=count)
+        real = rearrange(mask[:, layout.block :], "b (k s) -> (b k) s", k=count)
+        pairs = torch.cat([candidates, repeat(query, "b s d -> (b k) s d", k=count)], dim=1)
+        pairs_real = torch.cat([real, repeat(query_real, "b s -> (b k) s", k=count)], dim=1)
+        fused = rearrange(self.attention(candidates, pairs, key_mask(pairs_real)), "(b k) s d -> b (k s) d", k=count)
         x = x + torch.cat([self.attention(query, query, key_mask(query_real)), fused], dim=1)
         return self.feed_forward(x)
 

@@ -42,7 +42,12 @@ def _commands() -> str:
     from experiments.__main__ import commands
 
     os.environ["COLUMNS"] = "110"
-    text = ["# Commands", "", "`python -m experiments`, or `locore`, lists them. Each is a module, and a file of `experiments/`.", ""]
+    text = [
+        "# Commands",
+        "",
+        "`python -m experiments`, or `locore`, lists them. Each is a module, and a file of `experiments/`.",
+        "",
+    ]
     for name, line in commands().items():
         text += [f"## {name}", "", f"{line}.", "", "```text", _help(name).rstrip(), "```", ""]
     return "\n".join(text)

@@ -213,7 +213,7 @@ def _parse(parser: Callable, text: str, source: str, **options) -> None:
         part = re.search(r"denylisted kwarg '(\w+)'", str(error))
         if part:
             raise ValueError(
-                f"In '{source}': {part[1]} is made from settings of its own; write {part[1].capitalize()}.… = … instead."
+                f"In '{source}': {part[1]} is made from its own settings; write {part[1].capitalize()}.… = … instead."
             ) from error
         raise ValueError(f"In '{source}': {error.args[0] if isinstance(error, TokenError) else error}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from einops import rearrange
 from timm.models import vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -38,7 +39,7 @@ def class_attention(network: Any) -> Iterator[Seen]:
 
     def look(_, inputs: tuple[Tensor, ...]) -> None:
         tokens = inputs[0]
-        query, key, _ = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, _ = rearrange(attention.qkv(tokens), "n t (p h d) -> p n h t d", p=3, h=attention.num_heads)
         query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
         seen.weights = (attention.scale * query @ key.mT).softmax(dim=-1).mean(dim=(1, 2))[:, first:]
 

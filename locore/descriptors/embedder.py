@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from einops import rearrange
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class Embedder(nn.Module):
         pixels = np.stack([np.asarray(transforms.resize(image, sides(image), antialias=True)) for image in images])
         mean, std = (torch.tensor(self.network.default_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
         # One pass for the whole batch, in the order of channels that the convolutions want.
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        return rearrange(torch.from_numpy(pixels), "n h w c -> n c h w").float().div_(255).sub_(mean).div_(std)
 
     def maps(self, images: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the last feature map and the map that local descriptors are read from.

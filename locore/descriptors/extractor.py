@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -249,7 +250,7 @@ class Extractor:
         rows, columns = local.shape[-2:]
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         position = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=-1).flatten(0, 1).to(local.device)
-        cells = local.flatten(2).transpose(1, 2)
+        cells = rearrange(local, "n c h w -> n (h w) c")
         if self.detector == "norm":
             weight = cells.norm(dim=-1)
         else:

@@ -12,7 +12,9 @@ from locore.report.results import BoardRun
 from locore.report.tables import markdown
 
 
-def differences(finished: Mapping[str, list[BoardRun]], shown: list[str], protocol: str, every_pair: bool = True) -> list[dict[str, str]]:
+def differences(
+    finished: Mapping[str, list[BoardRun]], shown: list[str], protocol: str, every_pair: bool = True
+) -> list[dict[str, str]]:
     """Compare each row with each other, the mean over its seeds, with 95 % intervals by class.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -129,8 +130,8 @@ class ListEmbedding(nn.Module):
                 f"A list of {layout.images} images and {layout.tokens} tokens needs {needed} positions, but {learned} "
                 "are learned; take fewer candidates, or positions 'segment' or 'none'."
             )
-        tokens = blocks.flatten(1, 2) + self.position(row) + self.token_type
-        return self.dropout(self.norm(tokens)), layout, real.flatten(1, 2)
+        tokens = rearrange(blocks, "b i s d -> b (i s) d") + self.position(row) + self.token_type
+        return self.dropout(self.norm(tokens)), layout, rearrange(real, "b i s -> b (i s)")
 
     def blocks(self, shortlist: Shortlist) -> Embedded:
         """Embed what does not depend on the place of a candidate."""
@@ -274,7 +275,7 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
     def encode(self, shortlist: Shortlist | Embedded) -> Tensor:
         """Return the hidden states (B, 1 + K, S, D) of every token."""
         tokens, layout, mask = self.embedding(shortlist)
-        return self.encoder(tokens, layout, mask).unflatten(1, (layout.images, layout.block))
+        return rearrange(self.encoder(tokens, layout, mask), "b (i s) d -> b i s d", i=layout.images)
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -286,10 +287,9 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
             labels: (B, K) long, 1 = right, 0 = wrong, `IGNORED` = not counted.
             smoothing: of the labels.
         """
-        targets = labels[:, :, None].expand(-1, -1, logits.shape[2])
-        return F.cross_entropy(
-            logits[:, 1:].flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
-        )
+        targets = repeat(labels, "b k -> (b k s)", s=logits.shape[2])
+        tokens = rearrange(logits[:, 1:], "b k s c -> (b k s) c").float()
+        return F.cross_entropy(tokens, targets, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Reduce the positive logits of logits (B, 1 + K, S, 2) to scores (B, K)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -246,7 +247,8 @@ class Learner(nn.Module):
 @torch.no_grad()
 def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
     """Return the embedder with a projection of the last map's cells to their first `dim` principal components."""
-    cells = torch.cat([embedder.maps(batch)[1].flatten(2).mT.flatten(0, 1) for batch in _batches(embedder, images)])
+    maps = [embedder.maps(batch)[1] for batch in _batches(embedder, images)]
+    cells = torch.cat([rearrange(each, "n c h w -> (n h w) c") for each in maps])
     _, vectors = torch.linalg.eigh(cells.T.double().cov())
     first = vectors.flip(1)[:, :dim].T.float()
     projected = Embedder(**{**embedder.spec, "local_dim": dim}).to(cells.device)

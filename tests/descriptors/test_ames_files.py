@@ -214,7 +214,8 @@ def test_a_shortlist_with_the_query_itself_is_that_much_shorter():
 
 def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
     script = (
-        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom locore.descriptors.table import write_arrays\n"
+        "import resource, sys, numpy as np\nfrom pathlib import Path\n"
+        "from locore.descriptors.table import write_arrays\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try:\n    write_arrays(Path(sys.argv[1]), np.ones((90, 64), 'f2'), np.ones((90, 9, 64), 'f2'))\n"

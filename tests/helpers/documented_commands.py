@@ -1,9 +1,14 @@
 """Command lines in prose and in the headers of gin files, checked without running them."""
 
+import contextlib
+import importlib
 import inspect
+import io
 import re
 import shlex
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import gin
@@ -22,19 +27,30 @@ def command_lines(text: str) -> list[str]:
 
 
 def problems(line: str, registered: Sequence[str] = ()) -> list[str]:
-    """What is wrong with a command line: an unknown command, gin file or setting; some names may be registered besides."""
+    """What is wrong with a command line: an unknown command, gin file or setting; `registered` are known as well."""
     words = shlex.split(re.sub(r"\s+\(.*\)$|\s+#.*$", "", line.replace("…", "")), posix=True)
     name = words[2].removeprefix("experiments.")
     if name.startswith("_"):
         return [] if (ROOT / Path(*words[2].split("."))).with_suffix(".py").exists() else [f"no module {words[2]}"]
-    found = [] if name in commands() else [f"no command {name}"]
+    if name not in commands():
+        return [f"no command {name}"]
+    options = {word for word in words[3:] if word.startswith("--")}
+    found = [f"no option {option}" for option in sorted(options - known_options(name))]
     for word in words[3:]:
         files = re.findall(r"gin/[\w./*-]+\.(?:gin|csv)", word)
         found += [f"no file {file}" for file in files if not list(ROOT.glob(file))]
-    for option, value in zip(words[3:], words[4:], strict=False):
+    for option, value in pairwise(words):
         if option == "--set":
             found += _unknown_setting(value, registered)
     return found
+
+
+@cache
+def known_options(command: str) -> set[str]:
+    """The options of a command, as its help shows them."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        importlib.import_module(f"experiments.{command}").main(["--help"])
+    return set(re.findall(r"--[a-z][a-z-]*", text.getvalue()))
 
 
 def _unknown_setting(text: str, registered: Sequence[str]) -> list[str]:

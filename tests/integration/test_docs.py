@@ -117,7 +117,9 @@ def test_the_tree_of_the_readme_is_the_tree():
         parent, path = (parent, parent / entry) if line.startswith(" ") else (ROOT / entry, ROOT / entry)
         assert path.exists(), line
     shown = {line.split()[0].strip("/") for line in tree.splitlines() if line.startswith(" ")}
-    parts = {p.name for p in (ROOT / "locore").iterdir() if (p.is_dir() or p.name == "retrieval.py") and p.name[0] != "_"}
+    parts = {
+        p.name for p in (ROOT / "locore").iterdir() if (p.is_dir() or p.name == "retrieval.py") and p.name[0] != "_"
+    }
     assert parts <= shown
 
 

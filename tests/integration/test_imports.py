@@ -66,7 +66,7 @@ def test_modules_import_each_other_in_no_circle():
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]):
-        assert name not in trail, f"a circle: {' -> '.join([*trail[trail.index(name):], name])}"
+        assert name not in trail, f"a circle: {' -> '.join([*trail[trail.index(name) :], name])}"
         if name not in done and name in edges:
             for other in edges[name]:
                 visit(other, (*trail, name))

@@ -81,7 +81,9 @@ def test_neighbours_that_are_searched_or_read_give_the_same_training(root, tmp_p
 def test_landmarks_that_are_left_out_stay_in_the_files(root, tmp_path):
     lines = ["gldv2.exclude_landmarks = (3, 4)", f"Files.train_neighbours = '{root / 'nn_train.pkl'}'"]
     assert run(root, tmp_path / "less", *lines) == 0
-    images = benchmarks.create("gldv2", root=str(root), train_list=str(root / "train.txt"), exclude_landmarks=(3, 4)).train
+    images = benchmarks.create(
+        "gldv2", root=str(root), train_list=str(root / "train.txt"), exclude_landmarks=(3, 4)
+    ).train
     files = Files(
         **{f"{w}_{k}": str(root / f"{w}_{k}") for w in ("query", "gallery", "train") for k in ("global", "local")},
         locals_per_image=LOCALS,
@@ -89,7 +91,10 @@ def test_landmarks_that_are_left_out_stay_in_the_files(root, tmp_path):
     )
     whole = ames_files.read_globals(root / "train_global", TRAIN)
     assert len(images) == TRAIN - 2 * IMAGES and (files.training(images).global_matrix == whole[images.indices]).all()
-    near, every = files.training_neighbours(images), ames_files.read_neighbours(root / "nn_train.pkl", TRAIN, TRAIN).indices
+    near, every = (
+        files.training_neighbours(images),
+        ames_files.read_neighbours(root / "nn_train.pkl", TRAIN, TRAIN).indices,
+    )
     known = near[5][near[5] >= 0]
     assert images.indices[known].tolist() == [n for n in every[images.indices[5]] if not 24 <= n < 40]
 

@@ -57,6 +57,21 @@ def test_the_average_of_the_weights_is_what_its_formula_says(tmp_path):
         torch.testing.assert_close(value, expected)
 
 
+def test_the_weights_that_are_kept_are_those_of_the_best_monitored_metric(tmp_path):
+    steady = replace(TRAINING, schedule="constant", steps=3, validate_every=1)
+    first, third = (fit(tmp_path / f"{n}", replace(steady, steps=n)) for n in (1, 3))
+    for monitor, expected in (("R@1", first), ("mAP@R", third)):
+        rising = iter(range(3))
+
+        def validate(rising=rising):
+            count = float(next(rising))
+            return {"mAP@R": count, "R@1": -count}
+
+        trained = model()
+        fit_reranker(trained, lists(), replace(steady, monitor=monitor), validate, tmp_path / monitor, seed=3)
+        assert all(torch.equal(value, expected[name]) for name, value in trained.state_dict().items())
+
+
 def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path):
     start, whole = model().state_dict(), fit(tmp_path / "whole", replace(TRAINING, steps=1))
     assert any(not torch.equal(start[name], value) for name, value in whole.items())

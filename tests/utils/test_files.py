@@ -48,7 +48,10 @@ def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path, monkeypa
         raise SafetensorError("I/O error")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match=r"The disk is full while writing '.*w'; free some space"), atomic(tmp_path / "w") as path:
+    with (
+        pytest.raises(OSError, match=r"The disk is full while writing '.*w'; free some space"),
+        atomic(tmp_path / "w") as path,
+    ):
         path.write_text("much")
     monkeypatch.setattr(safetensors, "save_file", full_too)
     with pytest.raises(OSError, match=r"w' cannot be written \(I/O error\); free some space"):

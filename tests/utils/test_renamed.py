@@ -105,8 +105,9 @@ def test_a_run_of_version_0_1_is_the_run_of_today(tmp_path, capsys):
     """A stored configuration: the finished run is shown, not refused as another one."""
     root = write_glyphs(tmp_path / "photos")
     lines = [
-        *QUICK, f"folder.path = '{root}'", "query_attention.width = 16", "Reranking.first_stages = [('superglobal', 8)]",
-        "Training.ema_decay = 0.5", "Training.grad_accumulation_steps = 2",
+        *QUICK, f"folder.path = '{root}'", "query_attention.width = 16",
+        "Reranking.first_stages = [('superglobal', 8)]", "Training.ema_decay = 0.5",
+        "Training.grad_accumulation_steps = 2",
     ]  # fmt: skip
     arguments = ["--gin", "gin/query_attention.gin", *(part for line in lines for part in ("--set", line))]
     experiment, config = _config.read_experiment(["gin/query_attention.gin"], lines, seed=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,16 +113,16 @@ class CVNet(PairwiseReranker):
 
 def _over_query(x: Tensor, function) -> Tensor:
     """Apply a function of (M, C, hq, wq) to each cell of the key, in (N, C, hq, wq, hk, wk)."""
-    count, _, _, _, rows, columns = x.shape
-    found = function(x.permute(0, 4, 5, 1, 2, 3).flatten(0, 2))
-    return found.unflatten(0, (count, rows, columns)).permute(0, 3, 4, 5, 1, 2)
+    rows, columns = x.shape[4:]
+    found = function(rearrange(x, "n c hq wq hk wk -> (n hk wk) c hq wq"))
+    return rearrange(found, "(n hk wk) c hq wq -> n c hq wq hk wk", hk=rows, wk=columns)
 
 
 def _over_key(x: Tensor, function) -> Tensor:
     """Apply a function of (M, C, hk, wk) to each cell of the query, in (N, C, hq, wq, hk, wk)."""
-    count, _, rows, columns, _, _ = x.shape
-    found = function(x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
-    return found.unflatten(0, (count, rows, columns)).permute(0, 3, 1, 2, 4, 5)
+    rows, columns = x.shape[2:4]
+    found = function(rearrange(x, "n c hq wq hk wk -> (n hq wq) c hk wk"))
+    return rearrange(found, "(n hq wq) c hk wk -> n c hq wq hk wk", hq=rows, wq=columns)
 
 
 def _resized(x: Tensor, scale: float) -> Tensor:
@@ -139,5 +140,4 @@ def _map(image: Descriptors) -> Tensor:
     Raises:
         ValueError: the local descriptors are not a square grid.
     """
-    side = square(image)
-    return (image.local * image.weight[..., None]).mT.unflatten(2, (side, side))
+    return rearrange(image.local * image.weight[..., None], "n (h w) c -> n c h w", h=square(image))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,10 +81,9 @@ class R2Former(PairwiseReranker):
     def classes(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Classify N pairs as no match and match, (N, 2)."""
         pairs = self._best(query, candidate)
-        count, local_count = pairs.shape[:2]
         tokens = self.pair_head(pairs) + places(pairs[..., 3:5], self.pair_head.out_features)
-        tokens = self._transformed(tokens.flatten(0, 1), self.cls_token_2, self.blocks_2)
-        tokens = self.pair_head_2(tokens).view(count, local_count, -1)
+        tokens = self._transformed(rearrange(tokens, "n l m d -> (n l) m d"), self.cls_token_2, self.blocks_2)
+        tokens = rearrange(self.pair_head_2(tokens), "(n l) d -> n l d", n=len(pairs))
         tokens = tokens + places(pairs[:, :, 0, 0:2], tokens.shape[2])
         return self.decoder_pred(self._transformed(tokens, self.cls_token, self.blocks))
 
