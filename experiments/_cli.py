@@ -61,10 +61,12 @@ def add_gin_options(parser: argparse.ArgumentParser, required: bool = True) -> N
     )
 
 
-def run_parser(name: str, description: str | None, folder: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+def run_parser(
+    name: str, description: str | None, folder: str, examples: Sequence[str], gin_required: bool = True
+) -> argparse.ArgumentParser:
     """Return the parser of a command that fills a run folder, by default `folder` below `runs`."""
     parser = command_parser(name, description, examples)
-    add_gin_options(parser)
+    add_gin_options(parser, gin_required)
     group = parser.add_argument_group("how to run it")
     group.add_argument("--out", type=Path, help=f"run folder (default: runs/{folder}[-seed<seed>])")
     group.add_argument("--seed", type=seed_number, default=0, help="of everything random (default 0)")

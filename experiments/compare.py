@@ -123,7 +123,7 @@ def _compare(options: argparse.Namespace) -> int:
             points[board.results.folder.name] = (metrics, known)
         if not options.differences:
             print((board.results.folder / "table.md").read_text())
-    if points and options.costs:
+    if points and (options.costs or options.on):
         pareto.pareto((below if options.on else boards[0].results.folder) / "pareto.png", points)
     measured = not options.costs or len(points) == len(boards)
     return 0 if measured and not any(board.failed for board in boards) else 1

@@ -20,7 +20,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments._cli import LazyModule, add_gin_options, command_parser, guarded, run_folder, seed_number
+from experiments._cli import LazyModule, guarded, run_folder, run_parser
 from locore.utils.allocator import keep_freed_memory
 
 config = LazyModule("experiments._config")
@@ -35,13 +35,7 @@ EXAMPLES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = command_parser("extract", __doc__, EXAMPLES)
-    add_gin_options(parser, required=False)
-    group = parser.add_argument_group("how to run it")
-    group.add_argument("--out", type=Path, help="folder (default: runs/extract-<name of the first gin file>)")
-    group.add_argument("--seed", type=seed_number, default=0, help="kept in the metrics (default 0)")
-    group.add_argument("--resume", action="store_true", help="fail if there is no extraction to resume")
-    group.add_argument("--dry-run", action="store_true", help="print the configuration and sizes, and stop")
+    parser = run_parser("extract", __doc__, "extract-<name of the first gin file>", EXAMPLES, gin_required=False)
     group = parser.add_argument_group("random descriptors instead of real ones")
     group.add_argument("--rehearse", type=Path, metavar="FOLDER", help="the folder with gnd_roxford5k.pkl")
     group.add_argument("--distractors", type=int, default=1_001_001, help="number of them (default 1001001)")

@@ -15,6 +15,7 @@ from locore.evaluation.search import Search
 from locore.metrics.bootstrap import interval
 from locore.pipeline.settings import Data
 from locore.report import pictures
+from locore.report.text import bounds, text_row
 from locore.training.embedder import Finetuning
 from locore.training.loop import Training
 from locore.utils import distributed, files
@@ -113,9 +114,6 @@ def _search(embedding: Embedding, benchmark: Benchmark, weights: str) -> Search:
 def embedding_table(metrics: dict) -> str:
     """Return the metrics of a run as text."""
     names = list(metrics["before"])
-    lines = ["          " + "".join(f"{n:>16}" for n in names)]
-    for row in ("before", "trained"):
-        lines.append(f"{row:<10}" + "".join(f"{metrics[row][n]:>16.1f}" for n in names))
-    bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (metrics["difference"][n] for n in names))
-    lines.append(f"{'Δ 95 %':<10}" + "".join(f"{interval_:>16}" for interval_ in bounds))
-    return "\n".join(lines)
+    measured = [text_row(row, (f"{metrics[row][n]:.1f}" for n in names)) for row in ("before", "trained")]
+    changed = text_row("Δ 95 %", bounds(metrics["difference"][n] for n in names))
+    return "\n".join([text_row("", names), *measured, changed])

@@ -13,6 +13,7 @@ from torch import Tensor
 from locore.datasets import Benchmark
 from locore.evaluation.search import Reranked, Search, reordered
 from locore.report import pictures
+from locore.report.text import bounds, text_row
 from locore.utils.files import atomic
 
 PICTURED = 8  # queries in lists.png
@@ -93,15 +94,14 @@ def table(metrics: dict) -> str:
 
 def _protocol_table(measured: dict) -> str:
     names = list(measured["global"])
-    lines = ["            " + "".join(f"{n:>16}" for n in names)]
+    lines = [text_row("", names)]
     ours = [method for method in ("reranked", "ensemble") if method in measured]
     for method in ("global", *ours, "oracle", *(["chance"] if "chance" in measured else [])):  # old runs have no chance
-        lines.append(f"{method:<12}" + "".join(f"{measured[method][n]:>16.1f}" for n in names))
+        lines.append(text_row(method, (f"{measured[method][n]:.1f}" for n in names)))
     for method in ours:
-        gains = (f"{measured[method][n] - measured['global'][n]:+.1f}" for n in names)
-        lines.append(f"Δ {method:<10}" + "".join(f"{gain:>16}" for gain in gains))
-        bounds = (f"[{low:+.1f}, {high:+.1f}]" for low, high in (measured["difference"][method][n] for n in names))
-        lines.append(f"{'  95 %':<12}" + "".join(f"{interval:>16}" for interval in bounds))
+        gains = (measured[method][n] - measured["global"][n] for n in names)
+        lines.append(text_row(f"Δ {method}", (f"{gain:+.1f}" for gain in gains)))
+        lines.append(text_row("  95 %", bounds(measured["difference"][method][n] for n in names)))
     unchanged = f"; re-ranking cannot change {', '.join(measured['unchanged'])}" * bool(measured["unchanged"])
     lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}{unchanged}")
     return "\n".join(lines)

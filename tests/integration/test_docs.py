@@ -77,7 +77,7 @@ def test_an_example_runs(path, place, monkeypatch, capsys):
     arguments = {
         "rerank_photos": ["query.jpg", "first.jpg", "second.jpg", "third.jpg"],
         "vector_database": ["photos", "query.jpg", "--limit", "5"],
-        "train": ["photos", "--steps", "2", "--candidates", "4", "--backbone", "query_attention"],
+        "train": ["photos", "--steps", "2", "--candidates", "4", "--out", "runs/example"],
         "own_backbone": [],
     }[path.stem]
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])

@@ -12,6 +12,7 @@ import locore
 from experiments import probe, report
 from experiments._config import read_experiment
 from experiments.run import main
+from locore.pipeline.build import describe
 from locore.probes.attribution import influence
 from locore.reranking import Shortlist
 
@@ -201,7 +202,7 @@ def test_what_moved_a_score_is_shown(folder, opened):
         row = [line.split(",")[1] for line in file][1:].index(name)
     experiment, _ = read_experiment([str(folder / "listwise" / "config.gin")], [], 0)
     benchmark = experiment.data.load()
-    queries, gallery = (experiment.describe(images)[0] for images in (benchmark.queries, benchmark.gallery))
+    queries, gallery = (describe(experiment, images)[0] for images in (benchmark.queries, benchmark.gallery))
     with np.load(folder / "listwise" / "rankings.npz") as lists:
         found = {key.split("/")[1]: lists[key] for key in lists.files}
     listed = found["indices"][row][found["order"][row].astype(int)]
