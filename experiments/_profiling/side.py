@@ -66,7 +66,7 @@ class Side:
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # its end is said by the read that follows
+            pass  # its end is reported by the read that follows
 
     def _read(self) -> dict:
         assert self._process.stdout is not None

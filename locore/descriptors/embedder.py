@@ -155,16 +155,16 @@ class Embedder(nn.Module):
             ValueError: the file is missing or damaged, or not one of ours.
         """
         try:
-            tensors, said = safetensors.read(path)
+            tensors, metadata = safetensors.read(path)
         except FileNotFoundError:
             raise ValueError(
                 f"There is no trained embedder at '{path}'; experiments.embed writes one to its folder."
             ) from None
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{path}' is damaged ({error}).") from error
-        if "embedder" not in said:
+        if "embedder" not in metadata:
             raise ValueError(f"'{path}' was not written by experiments.embed.")
-        embedder = cls(**json.loads(said["embedder"]))
+        embedder = cls(**json.loads(metadata["embedder"]))
         embedder.load_state_dict(tensors)
         return embedder.eval()
 

@@ -29,7 +29,7 @@ MEANING = {
 
 def meaning(name: str) -> str:
     """Return the meaning of a measure."""
-    return next(said for start, said in MEANING.items() if name.startswith(start))
+    return next(meaning for start, meaning in MEANING.items() if name.startswith(start))
 
 
 def two_digits(value: float) -> str:

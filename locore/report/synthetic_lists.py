@@ -7,25 +7,25 @@ from typing import Any
 
 from locore.report.pictures import plt, save
 
-SAID = {"easy": "shares something with the query", "linked": "shares something with the easy one alone"}
+MEANING = {"easy": "shares something with the query", "linked": "shares something with the easy one alone"}
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
     """Return a table with a row for each backbone: the share of wrong candidates below the right one, with 95 %
     intervals.
     """
-    lines = ["|  | parameters | " + " | ".join(SAID) + " |", "|---|---|" + "---|" * len(SAID)]
+    lines = ["|  | parameters | " + " | ".join(MEANING) + " |", "|---|---|" + "---|" * len(MEANING)]
     for name, values in found.items():
-        cells = (f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for v in (values[kind] for kind in SAID))
+        cells = (f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]" for v in (values[kind] for kind in MEANING))
         lines.append(f"| {name} | {values['parameters'] / 1e6:.2f} M | " + " | ".join(cells) + " |")
-    said = "; ".join(f"*{kind}* {what}" for kind, what in SAID.items())
-    return "\n".join([*lines, "", f"Wrong candidates below the right one that {said}, %; 50 is chance."]) + "\n"
+    meanings = "; ".join(f"*{kind}* {what}" for kind, what in MEANING.items())
+    return "\n".join([*lines, "", f"Wrong candidates below the right one that {meanings}, %; 50 is chance."]) + "\n"
 
 
 def picture(path: Path, found: dict[str, dict[str, Any]]) -> None:
     """Draw a panel for each kind of candidate, a line for each backbone."""
-    figure, axes = plt.subplots(1, len(SAID), figsize=(11, 4), sharey=True, layout="constrained")
-    for axis, (kind, what) in zip(axes, SAID.items(), strict=True):
+    figure, axes = plt.subplots(1, len(MEANING), figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, (kind, what) in zip(axes, MEANING.items(), strict=True):
         for name, values in found.items():
             steps = [point["step"] for point in values["history"]]
             axis.plot(steps, [point[kind] for point in values["history"]], marker=".", label=name)

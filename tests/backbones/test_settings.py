@@ -1,4 +1,4 @@
-"""Settings of the wrong type: said by name, wherever they are given."""
+"""Settings of the wrong type are reported by name, wherever they are given."""
 
 import re
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def test_what_is_declared_is_taken(fine):
         ({"table": []}, "table = [] must be a dictionary or None."),
     ],
 )
-def test_what_is_not_is_said(wrong, words):
+def test_what_is_not_there_is_reported(wrong, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         Settings(**wrong)
 

@@ -91,7 +91,7 @@ def test_an_old_file_of_torch_is_read_too(roberta, tmp_path):
     assert torch.equal(model.embedding.norm.weight, roberta.roberta.embeddings.LayerNorm.weight)
 
 
-def test_what_does_not_fit_is_said(roberta, tmp_path):
+def test_what_does_not_fit_is_reported(roberta, tmp_path):
     with pytest.raises(ValueError, match=r"missing: encoder\.layers\.2"):
         start_from(reranker(depth=3), tmp_path)
     with pytest.raises(ValueError, match="of another shape: "):

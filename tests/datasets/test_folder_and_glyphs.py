@@ -72,7 +72,7 @@ def test_transparent_and_grey_images_come_as_rgb_on_white(tmp_path):
     assert train.image(0).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_wrong_folders_are_said(tmp_path):
+def test_wrong_folders_are_reported(tmp_path):
     with pytest.raises(ValueError, match="There is no folder or zip"):
         benchmarks.create("folder", path=str(tmp_path / "none"))
     with pytest.raises(ValueError, match="0 images in 0 sub-folders"):

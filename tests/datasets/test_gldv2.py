@@ -71,7 +71,7 @@ def test_what_is_left_out_has_to_be_numbers(root):
         ("à.jpg,1,2,3\n".encode("utf-16"), "is not a text in UTF-8"),
     ],
 )
-def test_a_training_list_that_is_none(root, text, words):
+def test_a_damaged_training_list_is_reported(root, text, words):
     (root / "train.txt").write_bytes(text)
     with pytest.raises(ValueError, match=words):
         read_list(root / "train.txt")
@@ -95,7 +95,7 @@ def test_map_at_100_by_hand():
         ("retrieval_solution_v2.1.csv", "id,images\n", "has no columns Usage, id, images"),
     ],
 )
-def test_lists_that_are_not_whole(root, file, text, words):
+def test_incomplete_lists_are_reported(root, file, text, words):
     (root / file).unlink()
     if text:
         (root / file).write_text(text)

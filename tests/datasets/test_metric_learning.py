@@ -69,7 +69,7 @@ def test_a_missing_list_or_image_is_named(name, root, tmp_path):
 
 
 @every
-def test_a_damaged_list_is_said(name, root):
+def test_a_damaged_list_is_reported(name, root):
     path = root / LIST[name]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:4], "1 x", *lines[4:]]))

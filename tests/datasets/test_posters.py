@@ -159,6 +159,6 @@ def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
     assert Image.open(tmp_path / "table.png").width > 1000
 
 
-def test_too_small_a_world_is_said():
+def test_settings_that_are_too_small_are_reported():
     with pytest.raises(ValueError, match="4 walls, 4 views of each and one query"):
         benchmarks.create("posters", walls=2)

@@ -57,7 +57,7 @@ def described(rows: torch.Tensor) -> Descriptors:
 
 
 @every
-def test_what_moves_behind_the_list_before_the_cut(name):
+def test_demoted_images_move_to_the_end_before_the_cut(name):
     """The recipe at full size, written out query by query: junk, and for hard* easy images, never reach the first N."""
     benchmark, random = benchmarks.create(name, root=str(TRUTH)), torch.Generator().manual_seed(0)
     queries, gallery = (torch.randn(len(x), 8, generator=random) for x in (benchmark.queries, benchmark.gallery))

@@ -1,4 +1,4 @@
-"""Files of AMES and LOCORE: read row by row they give what they hold, and what is wrong with one is said at once."""
+"""Files of AMES and LOCORE: read row by row they give what they hold, and what is wrong with one is reported at once."""
 
 import pickle
 import subprocess
@@ -176,7 +176,7 @@ def test_half_precision_read_as_float32_is_noticed(global_matrix, tmp_path, capl
         (np.array(["a"]), "it must be"),
     ],
 )
-def test_neighbours_that_are_none(table, words, tmp_path):
+def test_damaged_neighbours_are_reported(table, words, tmp_path):
     (tmp_path / "nn.pkl").write_bytes(pickle.dumps(table))
     with pytest.raises(ValueError, match=words):
         ames_files.read_neighbours(tmp_path / "nn.pkl", 3, IMAGES)
@@ -212,7 +212,7 @@ def test_a_shortlist_with_the_query_itself_is_that_much_shorter():
         Search.build(benchmark, table, table, 3, neighbours=listed)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     script = (
         "import resource, sys, numpy as np\nfrom pathlib import Path\n"
         "from locore.descriptors.table import write_arrays\n"

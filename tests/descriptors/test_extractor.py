@@ -122,7 +122,7 @@ def test_a_damaged_cache_is_made_again(images, tmp_path, damage, caplog):
     assert "damaged" in caplog.text
 
 
-def test_killed_it_goes_on_behind_the_last_part(images, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_after_the_last_part(images, tmp_path, monkeypatch):
     whole = QUICK.extract(images)
     files(tmp_path)[0].unlink()
     monkeypatch.setattr(shards, "PART", 4)
@@ -163,7 +163,7 @@ def test_of_a_mended_folder_only_the_part_with_the_image_is_described_again(tmp_
     assert before >= 4 and len(read) == 6
 
 
-def test_wrong_settings_are_said(tmp_path):
+def test_wrong_settings_are_reported(tmp_path):
     for options, words in (
         ({"pooling": "gen"}, "did you mean 'gem'"),
         ({"local_features": "grids"}, "did you mean 'grid'"),
@@ -192,7 +192,7 @@ def test_store_refuses_another_number_of_rows(tmp_path):
     assert cache_folder().exists()
 
 
-def test_a_cache_that_cannot_be_written_is_said_before_the_work(images, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported_before_the_work(images, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCORE_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(Extractor, "_describe", lambda *_: pytest.fail("described"))

@@ -116,7 +116,7 @@ def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
     assert _exponent([10, 20, 40], [3, 12, 48]) == 2
 
 
-def test_a_measured_process_that_is_killed_is_said():
+def test_a_measured_process_that_is_killed_is_reported():
     spec = {"backbone": "query_attention", "size": "mini", "settings": {}, "layout": (5, 4), "batch": 1}
     with Side(**spec, backward=False, allocator=True, side="encoder") as side:
         side.run()
@@ -135,7 +135,7 @@ def test_a_measured_process_that_is_killed_is_said():
         (["--lengths", "few"], "at least 1"),
     ],
 )
-def test_arguments_that_are_no_numbers_are_said(capsys, arguments, words):
+def test_arguments_that_are_not_numbers_are_reported(capsys, arguments, words):
     with pytest.raises(SystemExit):
         main(["--gin", "gin/longformer.gin", *arguments])
     assert words in capsys.readouterr().err

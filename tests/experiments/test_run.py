@@ -60,7 +60,7 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
         ("Reranking.candidates = 1", "2 or more"),
     ],
 )
-def test_settings_out_of_range_are_said_before_the_work(capsys, line, words):
+def test_settings_out_of_range_are_reported_before_the_work(capsys, line, words):
     assert (
         main(["--gin", "gin/mamba.gin", "--dry-run", *(p for each in line.split("\n") for p in ("--set", each))]) == 2
     )

@@ -48,7 +48,7 @@ def test_recall_agrees_with_a_slow_loop(retrieval):
         assert metrics[f"R@{k}"].mean() == pytest.approx(np.mean(hits))
 
 
-def test_the_query_is_left_out_and_what_is_moved_is_behind():
+def test_the_query_is_left_out_and_moved_images_come_last():
     points = np.eye(6, dtype=np.float32) + 0.1
     own = np.arange(6)
     moved = [np.array([(i + 1) % 6]) for i in own]

@@ -330,6 +330,6 @@ def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
         (["Experiment.files = None", "Model.checkpoint = None"], "has no training images"),
     ],
 )
-def test_what_cannot_be_done_is_said(folder, tmp_path, capsys, lines, words):
+def test_what_cannot_be_done_is_reported(folder, tmp_path, capsys, lines, words):
     assert run(folder, tmp_path / "run", *(line.format(folder=folder) for line in lines)) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]

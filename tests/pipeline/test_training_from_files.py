@@ -148,6 +148,6 @@ def test_neighbours_among_the_training_images():
         ("Sampling.views = 2", "are fixed"),
     ],
 )
-def test_what_is_missing_is_said(root, tmp_path, capsys, line, words):
+def test_what_is_missing_is_reported(root, tmp_path, capsys, line, words):
     assert run(root, tmp_path / "run", line) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]

@@ -144,7 +144,7 @@ def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, show, 
     assert "has no probe.json" in capsys.readouterr().err
 
 
-def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
+def test_what_cannot_be_shown_is_reported(folder, tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2
     assert "has no metrics.json" in capsys.readouterr().err
     shutil.copytree(folder / "chamfer", tmp_path / "chamfer")
@@ -168,7 +168,7 @@ def test_what_cannot_be_shown_is_said(folder, tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
 
 
-def test_odd_names_are_shown_and_changed_images_are_said(show, tmp_path, capsys):
+def test_odd_names_are_shown_and_changed_images_are_reported(show, tmp_path, capsys):
     root = write_glyphs(tmp_path / "images", classes=8)
     for number, path in enumerate(sorted(root.iterdir())[-3:]):
         path.rename(root / ("zz<!--<script>", "zy \"quoted\" & 'so'", "zx < b")[number])

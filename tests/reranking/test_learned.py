@@ -115,7 +115,7 @@ def test_published_weights_are_read_as_people_save_them(tmp_path):
     torch.testing.assert_close(again.rerank(shortlist).scores, expected, atol=0, rtol=0)
 
 
-def test_published_weights_that_do_not_fit_are_said(tmp_path):
+def test_published_weights_that_do_not_fit_are_reported(tmp_path):
     def load(tensors, **untold):
         torch.save(tensors, tmp_path / "model.pt")
         return locore.load(tmp_path / "model.pt", **untold)
@@ -326,12 +326,12 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("map_rrt", "Extractor.local_features = 'top'\nExtractor.top = 3", "square grid"),
     ],
 )
-def test_what_is_wrong_is_said(images, tmp_path, capsys, method, line, words):
+def test_what_is_wrong_is_reported(images, tmp_path, capsys, method, line, words):
     assert run(images, tmp_path / "run", method, *line.split("\n")) == 2
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_a_grid_that_is_none_is_said():
+def test_a_grid_that_is_not_square_is_reported():
     with pytest.raises(ValueError, match="needs a square grid"):
         MapRRT(16, **SMALL)(Shortlist.random(1, 2, 7, 16, 8))
 

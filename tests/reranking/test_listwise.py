@@ -122,14 +122,14 @@ def test_in_bfloat16_it_scores_nearly_the_same(tmp_path, encoder):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nonsense" * 100])
-def test_a_missing_or_damaged_model_is_said_in_one_sentence(tmp_path, content):
+def test_a_missing_or_damaged_model_is_reported_in_one_sentence(tmp_path, content):
     if content is not None:
         (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         native.load(tmp_path)
 
 
-def test_scales_that_are_not_known_and_scores_that_are_no_numbers_are_said():
+def test_unknown_scales_and_scores_that_are_nan_are_reported():
     model, shortlist = reranker(scales=3), Shortlist.random(2, K, L, 12, 20)
     shortlist.candidates.scale[1, 2] = 3
     with pytest.raises(ValueError, match="have scales 0 to 3, and the re-ranker knows 0 to 2"):

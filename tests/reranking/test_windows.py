@@ -122,6 +122,6 @@ def test_windows_sort_by_the_ensemble():
         ({"size": 10, "stride": 11}, "give a stride of 1 to their size"),
     ],
 )
-def test_wrong_settings_are_said(settings, words):
+def test_wrong_settings_are_reported(settings, words):
     with pytest.raises(ValueError, match=words):
         Windows(Known(), **settings)

@@ -100,7 +100,7 @@ def test_a_run_that_was_moved_finds_the_embedder_beside_its_model(tmp_path):
     assert native.trained_on(tmp_path / "again").extractor == found
 
 
-def test_what_is_wrong_is_said(pictures, tmp_path):
+def test_what_is_wrong_is_reported(pictures, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'chamfer'"):
         locore.rerank(pictures[0], pictures[1:], "chamfre")
     with pytest.raises(ValueError, match="neither a run folder nor a re-ranker without weights"):

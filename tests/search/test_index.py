@@ -102,7 +102,7 @@ def test_a_click_on_a_photo_shows_what_moved_its_score(photos, tmp_path, show, c
         (["--top", "0"], "1 or more"),
     ],
 )
-def test_what_is_wrong_is_said(photos, tmp_path, capsys, more, words):
+def test_what_is_wrong_is_reported(photos, tmp_path, capsys, more, words):
     query = next(photos.rglob("*.png"))
     arguments = ["--index", str(photos), "--query", str(query), "--page", str(tmp_path / "p.html"), *more]
     assert search.main(arguments) == 2

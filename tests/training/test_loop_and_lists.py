@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "other model"])
-def test_a_damaged_checkpoint_is_said(tmp_path, damage):
+def test_a_damaged_checkpoint_is_reported(tmp_path, damage):
     fit(tmp_path)
     last = tmp_path / "last.safetensors"
     if damage == "cut":
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, damage):
         fit_reranker(other, lists(), TRAINING, lambda: {"mAP@R": 0.0}, tmp_path, seed=3)
 
 
-def test_wrong_options_are_said():
+def test_wrong_options_are_reported():
     for options, words in (
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"mixed_precision": "fp8"}, "Known: no, bf16"),

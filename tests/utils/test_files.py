@@ -40,7 +40,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_stays(tmp_path)
     assert not dead.exists() and alive.exists() and other.exists()
 
 
-def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -114,7 +114,7 @@ def test_a_type_made_of_parts_and_state_of_functions_are_refused(tmp_path):
     assert np._core.numeric._frombuffer.__defaults__ != (1,)
 
 
-def test_damage_is_said(tmp_path):
+def test_damage_is_reported(tmp_path):
     path = tmp_path / "values.pkl"
     path.write_bytes(pickle.dumps(np.arange(1000))[:200])
     with pytest.raises(ValueError, match="get another"):
