@@ -1,4 +1,4 @@
-"""Files of AMES and LOCORE: read row by row they give what they hold, and what is wrong with one is reported at once."""
+"""Files of AMES and LOCORE give what they hold row by row, and what is wrong with one is reported at once."""
 
 import pickle
 import subprocess
