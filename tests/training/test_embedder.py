@@ -114,7 +114,7 @@ def test_an_extractor_describes_as_the_embedder_that_was_saved(images, tmp_path)
         _ = replace(extractor, weights=str(tmp_path / WHOLE)).sizes
 
 
-def test_projected_local_rowsare_principal_components(images, tmp_path):
+def test_projected_local_descriptors_are_principal_components(images, tmp_path):
     embedder = Embedder.pretrained("tf_efficientnet_lite0", "bundled", 64, "avg")
     projected = with_locals(embedder, images, 3)
     with torch.no_grad():
