@@ -181,7 +181,7 @@ def _defaults(name: str) -> dict[str, str]:
     """Return the default values of a configurable, as gin writes them."""
     build = gin.get_configurable(name)
     known = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
-    return {parameter: repr(each.default) for parameter, each in known.items()}
+    return {parameter: repr(each.default) for parameter, each in known.items() if parameter != "self"}
 
 
 @cache
@@ -210,6 +210,12 @@ def _parse(parser: Callable, text: str, source: str, **options) -> None:
         unknown = re.search(r"No configurable matching ['\"](\w+)", str(error))
         if unknown:
             raise ValueError(f"In '{source}' nothing is called '{unknown[1]}'{suggest(unknown[1], KNOWN)}") from error
+        setting = re.search(r"Configurable '(?:\w+\.)*(\w+)' doesn't have a parameter named '(\w+)'", str(error))
+        if setting:
+            hint = suggest(setting[2], _defaults(setting[1]))
+            raise ValueError(f"In '{source}' {setting[1]} has no setting '{setting[2]}'{hint}") from error
+        if "malformed node" in str(error):
+            raise ValueError(f"In '{source}' a value cannot be read; write text in quotes: 'photos'.") from error
         part = re.search(r"denylisted kwarg '(\w+)'", str(error))
         if part:
             raise ValueError(

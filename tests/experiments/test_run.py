@@ -52,6 +52,8 @@ def test_wrong_input_gets_one_sentence(capsys, arguments, words):
     [
         ("Experiment.training = @Training()", "write Training.… = … instead"),
         ("Experiment.data = 'x'", "write Data.… = … instead"),
+        ("Training.batch_sze = 4", "Training has no setting 'batch_sze'; did you mean 'batch_size'?"),
+        ("folder.path = nowhere", "write text in quotes"),
         ("Model.whitening = 5", "in [0, 1]"),
         ("Model.dropout = -0.1", "in [0, 1]"),
         ("Reranking.alpha = 0.5\nExperiment.temperature = 0", "above 0"),
