@@ -58,6 +58,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     assert results(tmp_path / "results").runs["good", 0].config != found.config
 
 
+@pytest.mark.slow
 def test_a_table_for_each_board_with_what_a_list_costs(arguments, tmp_path):
     for name, queries in (("few", 9), ("many", 12)):
         (tmp_path / f"{name}.gin").write_text(f"folder.max_queries = {queries}\n")

@@ -72,6 +72,7 @@ def test_a_peer_of_rwkv_runs_in_the_same_shape():
     assert peers.peer("transformers", encoder, layout)(tokens).shape == tokens.shape
 
 
+@pytest.mark.slow
 def test_a_comparison_says_all_that_it_measured(capsys):
     gin = ["--gin", "gin/longformer.gin", "--set", "longformer.depth = 1"]
     assert main([*gin, "--against", "transformers", "--layout", "11x5", *SMALL]) == 0

@@ -62,7 +62,10 @@ def evaluating(run):
     return (run / "log.txt").exists() and "training:" in (run / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("stage", [extracting, training, evaluating])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(extracting, marks=pytest.mark.slow), training, pytest.param(evaluating, marks=pytest.mark.slow)],
+)
 def test_killed_it_goes_on_and_ends_the_same(stage, tmp_path, images, finished):
     process = start(tmp_path, images)
     deadline = time.monotonic() + 300
