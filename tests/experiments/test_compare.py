@@ -100,6 +100,7 @@ def test_files_joined_by_a_plus_are_one_row(arguments, tmp_path):
     assert set(results(tmp_path / "results").runs) == {("good+short", 0)}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("it broke")
