@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import os
 import re
 import sys
@@ -39,7 +36,7 @@ def _copied(config, path: Path, uri: str) -> File:
 
 
 def _commands() -> str:
-    from experiments.__main__ import commands
+    from experiments.__main__ import commands, help_text
 
     os.environ["COLUMNS"] = "110"
     text = [
@@ -49,11 +46,5 @@ def _commands() -> str:
         "",
     ]
     for name, line in commands().items():
-        text += [f"## {name}", "", f"{line}.", "", "```text", _help(name).rstrip(), "```", ""]
+        text += [f"## {name}", "", f"{line}.", "", "```text", help_text(name).rstrip(), "```", ""]
     return "\n".join(text)
-
-
-def _help(name: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as found, contextlib.suppress(SystemExit):
-        importlib.import_module(f"experiments.{name}").main(["--help"])
-    return found.getvalue()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
+import contextlib
 import importlib
+import io
 import sys
 from pathlib import Path
+
+from locore.utils.nearest import did_you_mean
 
 
 def commands() -> dict[str, str]:
@@ -16,6 +19,13 @@ def commands() -> dict[str, str]:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         found[path.stem] = text.split(":  ")[0]
     return found
+
+
+def help_text(name: str) -> str:
+    """Return the help of a command."""
+    with contextlib.redirect_stdout(io.StringIO()) as found, contextlib.suppress(SystemExit):
+        importlib.import_module(f"experiments.{name}").main(["--help"])
+    return found.getvalue()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nCOMMAND --help explains a command and ends with two examples.")
         return 0
     if arguments[0] not in known:
-        near = difflib.get_close_matches(arguments[0], known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
+        hint = did_you_mean(arguments[0], known) or "."
         print(f"error: Unknown command '{arguments[0]}'{hint} Known: {', '.join(known)}.", file=sys.stderr)
         return 2
     return importlib.import_module(f"experiments.{arguments[0]}").main(arguments[1:])

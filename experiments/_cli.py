@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -47,6 +48,16 @@ def command_parser(name: str, description: str | None, examples: Sequence[str]) 
         epilog=f"examples:\n{lines}",
         formatter_class=argparse.RawTextHelpFormatter,
     )
+
+
+def typed_command(name: str, arguments: Sequence[str] | None) -> str:
+    """Return a command as one types it, for the tables that it makes; also where `locore` has started it.
+
+    Args:
+        name: of the command.
+        arguments: of its `main`.
+    """
+    return shlex.join(["python", "-m", f"experiments.{name}", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def add_gin_options(parser: argparse.ArgumentParser, required: bool = True) -> None:

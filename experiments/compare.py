@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments._cli import LazyModule, command_parser, guarded, seed_number, sentence
+from experiments._cli import LazyModule, command_parser, guarded, seed_number, sentence, typed_command
 
 build = LazyModule("locore.pipeline.build")
 config = LazyModule("experiments._config")
@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--differences", action="store_true", help="print the differences of all pairs of rows as CSV")
     group.add_argument("--latex", action="store_true", help="also write table.tex")
     options = parser.parse_args(arguments)
+    options.command = typed_command("compare", arguments)
     return guarded(lambda: _compare(options))
 
 
@@ -229,8 +230,7 @@ def _write(board: Board, finished: dict[str, list[Any]], reference: Any, options
             )
             text.append(differences.of_the_first(pairs[protocol]))
     if finished:
-        command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
-        text.append(tables.made(metrics, command, costs))
+        text.append(tables.made(metrics, options.command, costs))
         pictures.comparison(folder / "table.png", metrics)
     files.write_text(folder / "table.md", "\n".join(part for part in text if part))
     files.write_text(folder / "table.csv", tables.csv_text(made))

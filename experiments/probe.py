@@ -18,12 +18,11 @@ locore/probes/synthetic_lists.py). An encoder in which candidates never meet can
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments._cli import LazyModule, command_parser, guarded, run_folders, seed_number
+from experiments._cli import LazyModule, command_parser, guarded, run_folders, seed_number, typed_command
 
 backbones = LazyModule("backbones.registry")
 config = LazyModule("experiments._config")
@@ -57,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     group = parser.add_argument_group("results")
     group.add_argument("--out", type=Path, default=Path("runs/probe"), help="folder (default: runs/probe)")
     options = parser.parse_args(arguments)
+    options.command = typed_command("probe", arguments)
     return guarded(lambda: _synthetic(options) if options.backbones else _probe(options))
 
 
@@ -79,13 +79,12 @@ def _probe(options: argparse.Namespace) -> int:
     for run, experiment in experiments.items():
         measured = pipeline.probe_run(run, experiment, world, options.queries, options.orders)
         found[run.name], probed[run.name] = measured
-    command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
-    made = provenance.provenance(0, f"# {command}\n")
+    made = provenance.provenance(0, f"# {options.command}\n")
     table = probes.markdown(found)
     size = settings.plan(first[1]).pass_size
     files.write_text(
         options.out / "probe.md",
-        f"{table}\nThe first {size} candidates. Command: `{command}`. Commit: {made['commit']}.\n",
+        f"{table}\nThe first {size} candidates. Command: `{options.command}`. Commit: {made['commit']}.\n",
     )
     files.write_json(options.out / "probe.json", {"runs": found, **made})
     probes.picture(options.out / "probe.png", found)
@@ -133,12 +132,11 @@ def _synthetic(options: argparse.Namespace) -> int:
         )
         for name in names
     }
-    command = shlex.join(["python", "-m", "experiments.probe", *sys.argv[1:]])
-    made = provenance.provenance(options.seed, f"# {command}\n")
+    made = provenance.provenance(options.seed, f"# {options.command}\n")
     text = synthetic_lists.markdown(found)
     text += (
         f"\n{options.steps} steps of {synthetic.LISTS} lists, seed {options.seed}; {synthetic.TESTED} others tested. "
-        f"Command: `{command}`. Machine: {made['machine']}. Commit: {made['commit']}.\n"
+        f"Command: `{options.command}`. Machine: {made['machine']}. Commit: {made['commit']}.\n"
     )
     files.write_text(options.out / "links.md", text)
     files.write_json(options.out / "links.json", {"backbones": found, **made})

@@ -308,7 +308,6 @@ class Extractor:
         if self.local_features == "sift":
             settings["opencv"] = sift.version()
         if self.detector not in ("norm", "class"):
-            _ = self._detector  # reports a file that is missing, or not a detector
             settings["detector"] = _hash(Path(self.detector).expanduser())
         file = weights_file(self.model, self.weights)
         key = json.dumps([settings, _hash(file) if file else self.weights, timm.__version__, NUMERICS])
@@ -320,7 +319,12 @@ class Extractor:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"The weights '{path}' cannot be read ({error.strerror}); give a file that is there."
+        ) from error
 
 
 def _cached(path: Path, rows: int) -> tuple[np.ndarray, np.ndarray] | None:

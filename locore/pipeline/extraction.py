@@ -50,6 +50,7 @@ class Extraction:
 
     def __post_init__(self):
         check_types(self)
+        _ = self.widths  # what the extractor cannot describe is reported now
         for name, dim in (("global", self.global_dim), ("local", self.local_dim)):
             if dim is not None and not 1 <= dim <= self.widths[name]:
                 raise ValueError(f"Extraction.{name}_dim = {dim} must be in 1 to {self.widths[name]}, their width.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import ames_files
@@ -21,7 +21,6 @@ from locore.pipeline.build import (
     batch_of_lists,
     build_reranker,
     build_searches,
-    count_parameters,
     create_reranker,
     describe,
     descriptor_widths,
@@ -85,7 +84,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         rankings = _rerank(experiment, searches, whole, model)
         orders = {protocol: {"reranked": ranking.order} for protocol, ranking in rankings.items()}
         if ensemble:
-            for protocol, order in _ensemble_orders(experiment, searches, rankings, model, ensemble).items():
+            for protocol, order in _ensemble_orders(experiment, searches, rankings, whole, model, ensemble).items():
                 orders[protocol]["ensemble"] = order
         tables = {p: summary(search, orders[p], depth) for p, search in searches.items()}
         if experiment.outputs.neighbours:
@@ -105,7 +104,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         "protocols": tables,
         "alpha": ensemble.alpha if ensemble else None,
         "temperature": ensemble.temperature if ensemble else None,
-        "parameters": count_parameters(experiment),
+        "parameters": sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0,
         "seconds": stage.seconds,
         "images": None if experiment.files else benchmark.fingerprint,
         "latency_ms": round(rankings[first].milliseconds_a_list, 2),
@@ -193,14 +192,15 @@ def _ensemble_orders(
     experiment: Experiment,
     searches: dict[str, Search],
     rankings: dict[str, Reranked],
+    whole: Reranker,
     model: Reranker,
     ensemble: Ensemble,
 ) -> dict[str, Tensor]:
     """Return the order by global similarity and score together, of each protocol."""
-    if not isinstance(with_windows_and_stages(experiment, model), Windows | Cascade):
+    if not isinstance(whole, Windows | Cascade):
         return {protocol: ranking.ensemble(ensemble) for protocol, ranking in rankings.items()}
-    whole = with_windows_and_stages(experiment, model, ensemble)  # every window is sorted by both
-    return {protocol: ranking.order for protocol, ranking in _rerank(experiment, searches, whole, model).items()}
+    both = with_windows_and_stages(experiment, model, ensemble)  # every window is sorted by both
+    return {protocol: ranking.order for protocol, ranking in _rerank(experiment, searches, both, model).items()}
 
 
 def _neighbours(

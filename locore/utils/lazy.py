@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from locore.utils.nearest import did_you_mean
 
 
 def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -19,9 +20,7 @@ def lazy(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 
     def get(name: str) -> Any:
         if name not in names:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise AttributeError(f"module '{package}' has no attribute '{name}'{hint}")
+            raise AttributeError(f"module '{package}' has no attribute '{name}'{did_you_mean(name, known)}")
         return getattr(importlib.import_module(names[name]), name)
 
     return get, lambda: known, known

@@ -1,9 +1,6 @@
 """Command lines in prose and in the headers of gin files, checked without running them."""
 
-import contextlib
-import importlib
 import inspect
-import io
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,10 +8,8 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-import gin
-
 import experiments._config as config
-from experiments.__main__ import commands
+from experiments.__main__ import commands, help_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +43,7 @@ def problems(line: str, registered: Sequence[str] = ()) -> list[str]:
 @cache
 def known_options(command: str) -> set[str]:
     """The options of a command, as its help shows them."""
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        importlib.import_module(f"experiments.{command}").main(["--help"])
-    return set(re.findall(r"--[a-z][a-z-]*", text.getvalue()))
+    return set(re.findall(r"--[a-z][a-z-]*", help_text(command)))
 
 
 def _unknown_setting(text: str, registered: Sequence[str]) -> list[str]:
@@ -61,10 +54,9 @@ def _unknown_setting(text: str, registered: Sequence[str]) -> list[str]:
         return []
     if given[1] not in config.KNOWN:
         return [f"nothing is called {given[1]}"]
+    known = config._defaults(given[1])
     if given[1] in config.SETTINGS:
         registries = (config.backbones, config.rerankers, config.benchmarks)
         build = next(registry.entry(given[1]).build for registry in registries if given[1] in registry.available())
-    else:
-        build = gin.get_configurable(given[1])
-    known = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
+        known = inspect.signature(build).parameters
     return [] if given[2] in known else [f"{given[1]} has no setting {given[2]}"]
