@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -26,7 +26,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
-
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 WHOLE_SIZE = "whole size"  # in an image's `info`: width and height of the file that it was cut out of
 
 
@@ -131,3 +131,29 @@ def on_white(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def image_files(root: Path) -> list[tuple[str, tuple[int, int]]]:
+    """List name and (size, checksum or time of change) of every image in the sub-folders of a folder or zip, sorted.
+
+    Raises:
+        ValueError: it is neither a folder nor a zip.
+    """
+    if root.is_dir():
+        files = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*")]
+        kept = [(name, p.stat()) for name, p in files if _is_image(name) and p.is_file()]
+        return sorted((name, (stat.st_size, stat.st_mtime_ns)) for name, stat in kept)
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return sorted(
+                (info.filename, (info.file_size, info.CRC)) for info in archive.infolist() if _is_image(info.filename)
+            )
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"'{root}' is neither a folder nor a readable zip ({error}).") from error
+
+
+def _is_image(name: str) -> bool:
+    """Return whether a file is an image of a class: in a sub-folder, not hidden, not one that macOS adds to a zip."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from locore.datasets._images import FileImages, versions
+from locore.datasets.benchmark import ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def missing(name: str, path: Path, root: Path, source: str, otherwise: str = "")
     return ValueError(f"{name} is incomplete in '{root}': '{path}' is missing. Get it from {source}{otherwise}.")
 
 
-def check_counts(name: str, part: str, images: FileImages, expected: int, classes: int) -> None:
+def check_counts(name: str, part: str, images: ImageSet, expected: int, classes: int) -> None:
     """Warn if the numbers of images and classes differ from the published ones."""
     found = len(images), len(np.unique(images.labels))
     if found != (expected, classes):

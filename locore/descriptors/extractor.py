@@ -8,8 +8,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from locore.utils.renamed import original_keys
 log = logging.getLogger(__name__)
 
 UNTRAINED = [name for name in POOLINGS if name != "attention"]  # which is a trained embedder's
+_BUILDING = Lock()  # for threads that ask for the same network at once
 NUMERICS = 3  # counts the changes of this file that change a last digit of a descriptor
 
 
@@ -272,24 +274,15 @@ class Extractor:
         Raises:
             ValueError: the weights are missing, belong to another model, or were trained at another size.
         """
-        path = Path(self.weights).expanduser()
-        if not is_trained(path):
-            return Embedder.pretrained(self.model, self.weights, self.image_size, self.pooling)
-        embedder = Embedder.load(path)
-        for name in ("model", "image_size"):
-            if embedder.spec[name] != getattr(self, name):
-                raise ValueError(
-                    f"'{self.weights}' was trained with {name} {embedder.spec[name]!r}; set Extractor.{name} to it."
-                )
-        return embedder
+        return _network(self.model, self.weights, self.image_size, self.pooling)
 
     @cached_property
     def _embedder(self) -> Embedder:
-        """The model as it describes images: frozen, with folded batch norms."""
-        embedder = self.embedder()
-        example = torch.randn(2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
-        embedder.network = fold_batch_norms(embedder.network, example)
-        return embedder.eval().requires_grad_(False).to(distributed.device()).to(memory_format=torch.channels_last)
+        """The model as it describes images; extractors with the same model share it."""
+        file = weights_file(self.model, self.weights)
+        version = (file.stat().st_size, file.stat().st_mtime_ns) if file and file.exists() else None
+        with _BUILDING:
+            return _frozen(self.model, self.weights, version, self.image_size, self.pooling)
 
     @cached_property
     def _detector(self) -> Attention:
@@ -316,6 +309,29 @@ class Extractor:
     def _key(self, images: ImageSet) -> str:
         """Return the name of the cache file."""
         return f"{self.model}-{hashlib.sha256(f'{self.fingerprint} {images.fingerprint}'.encode()).hexdigest()[:16]}"
+
+
+def _network(model: str, weights: str, image_size: int, pooling: str) -> Embedder:
+    """Build the network of an extractor with these settings; errors as `Extractor.embedder`."""
+    path = Path(weights).expanduser()
+    if not is_trained(path):
+        return Embedder.pretrained(model, weights, image_size, pooling)
+    embedder = Embedder.load(path)
+    for name, value in (("model", model), ("image_size", image_size)):
+        if embedder.spec[name] != value:
+            raise ValueError(
+                f"'{weights}' was trained with {name} {embedder.spec[name]!r}; set Extractor.{name} to it."
+            )
+    return embedder
+
+
+@lru_cache(maxsize=2)  # to build one takes as long as to describe a hundred images
+def _frozen(model: str, weights: str, version: tuple[int, int] | None, image_size: int, pooling: str) -> Embedder:
+    """Build the network frozen, with folded batch norms; `version` of its file changes when the file does."""
+    embedder = _network(model, weights, image_size, pooling)
+    example = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    embedder.network = fold_batch_norms(embedder.network, example)
+    return embedder.eval().requires_grad_(False).to(distributed.device()).to(memory_format=torch.channels_last)
 
 
 def _hash(path: Path) -> str:

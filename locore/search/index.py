@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from locore.datasets.folder import SUFFIXES
+from locore.datasets._images import SUFFIXES
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.image_cache import open_image
 from locore.utils.files import atomic, cache_folder

@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 from small_inputs import QUICK, write_glyphs
 
-from experiments import compare
+from experiments import compare, run
 from experiments._config import read_experiment, same_run
 from experiments._profiling import costs
 from locore.metrics.bootstrap import interval
 from locore.report import pareto, tables
 from locore.report.differences import differences, of_the_first
 from locore.report.results import BoardResults, BoardRun
+
+
+def run_here(command):
+    """Do what `compare._run` does in a process of its own; for most tests, its seconds of imports would be in vain."""
+    assert command[:3] == [sys.executable, "-m", "experiments.run"]
+    return None if run.main(command[3:]) == 0 else "exit status 2"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(compare, "_run", run_here)
 
 
 @pytest.fixture
@@ -34,13 +45,13 @@ def results(folder) -> BoardResults:
 
 
 def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypatch, capsys):
-    run, commands = compare._run, []
+    in_a_process, commands = compare._run, []
 
     def watched(command):
         commands.append(command)
         if "bad.gin" in command[command.index("--gin") + 1]:
-            return run([sys.executable, "-c", "import sys; sys.exit('error: it broke')"])
-        return run(command)
+            return in_a_process([sys.executable, "-c", "import sys; sys.exit('error: it broke')"])
+        return run_here(command)
 
     monkeypatch.setattr(compare, "_run", watched)
     assert compare.main(arguments) == 1
@@ -93,15 +104,14 @@ def test_a_table_for_each_board_with_what_a_list_costs(arguments, tmp_path):
     assert (folder / "pareto.png").stat().st_size > 1000
 
 
-def test_files_joined_by_a_plus_are_one_row(arguments, tmp_path):
+def test_files_joined_by_a_plus_are_one_row_in_a_process_of_its_own(arguments, tmp_path):
     (tmp_path / "short.gin").write_text("Training.steps = 2\n")
     row = f"{arguments[0]}+{tmp_path / 'short.gin'}"
     assert compare.main([row, *arguments[2:]]) == 0
     assert set(results(tmp_path / "results").runs) == {("good+short", 0)}
 
 
-@pytest.mark.slow
-def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypatch, capsys, here):
     def broken(*_):
         raise ValueError("it broke")
 
@@ -167,7 +177,7 @@ def test_published_numbers_stand_beside_their_rows(tmp_path):
         tables.read_reference(path, "results")
 
 
-def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch, capsys):
+def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypatch, capsys, here):
     folder = tmp_path / "results"
     assert compare.main([arguments[0], *arguments[2:], "--seeds", "0", "1"]) == 0
     before = {name: (folder / name).read_text() for name in ("table.md", "table.csv")}
@@ -186,7 +196,7 @@ def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["runs.csv", "queries.npz"])
-def test_damaged_results_are_named(arguments, tmp_path, capsys, name):
+def test_damaged_results_are_named(arguments, tmp_path, capsys, name, here):
     assert compare.main([arguments[0], *arguments[2:]]) == 0
     path = tmp_path / "results" / name
     path.write_bytes(path.read_bytes()[:100])

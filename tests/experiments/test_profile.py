@@ -85,7 +85,14 @@ def test_a_comparison_says_all_that_it_measured(capsys):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("chamfer", []), ("superglobal", ["--one-by-one"]), ("ames", []), ("cvnet", []), ("cvnet", ["--one-by-one"])],
+    [
+        ("chamfer", []),
+        ("ames", []),
+        *(
+            pytest.param(name, options, marks=pytest.mark.slow)
+            for name, options in (("superglobal", ["--one-by-one"]), ("cvnet", []), ("cvnet", ["--one-by-one"]))
+        ),
+    ],
 )
 def test_every_re_ranker_has_its_costs(capsys, name, options):
     layout = ["--layout", "27x5", "--local-dim", "16", *options]

@@ -86,4 +86,17 @@ def inshop(root: Path) -> None:
         (root / folder / name).write_text("\n".join([str(len(lines)), header, *lines]) + "\n")
 
 
+def groceries(root: Path) -> None:
+    """The cloned repository: even classes train; two photographs of each class are of the shop's other visit."""
+    source, lists = pictures(), {"train": [], "val": [], "test": []}
+    for label in range(2 * CLASSES):
+        for view, part in enumerate(("train", "val", "test", "test")):
+            path = f"{part}/Packages/Milk/Milk-{label:02}/Milk_{view:03}.jpg"
+            put(root / "dataset" / path, next(source))
+            lists[part].append(f"{path}, {label}, {label // 2}")
+    put(root / "dataset" / "iconic-images-and-descriptions" / "Milk_Iconic.jpg", next(source))
+    for part, lines in lists.items():
+        (root / "dataset" / f"{part}.txt").write_text("\n".join(lines) + "\n")
+
+
 TREES: dict[str, Callable[[Path], None]] = {"sop": sop, "cub": cub, "cars196": cars196, "inshop": inshop}

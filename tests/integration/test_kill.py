@@ -1,5 +1,6 @@
 """SIGKILL in extraction, in training and in evaluation: the same command goes on and ends with the same result."""
 
+import fcntl
 import json
 import os
 import signal
@@ -10,26 +11,27 @@ import time
 import pytest
 from small_inputs import QUICK, write_glyphs
 
+from experiments import run as command
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return write_glyphs(tmp_path_factory.mktemp("images"))
 
 
+def arguments(folder, images):
+    lines = [part for line in (*QUICK, f"folder.path = '{images}'") for part in ("--set", line)]
+    return ["--gin", "gin/query_attention.gin", "--out", str(folder / "run"), *lines]
+
+
 def start(folder, images):
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.run",
-        "--gin",
-        "gin/query_attention.gin",
-        "--out",
-        str(folder / "run"),
-    ]
-    for line in (*QUICK, f"folder.path = '{images}'"):
-        command += ["--set", line]
-    environment = {**os.environ, "LOCORE_CACHE": str(folder / "cache")}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments(folder, images)],
+        env={**os.environ, "LOCORE_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(folder, images):
@@ -78,18 +80,13 @@ def test_killed_it_goes_on_and_ends_the_same(stage, tmp_path, images, finished):
     assert finish(tmp_path, images) == finished[1]
 
 
-def test_a_finished_run_is_shown_and_another_configuration_refused(images, finished):
+def test_a_finished_run_is_shown_and_another_configuration_refused(images, finished, capsys):
     folder, _ = finished
-    again = start(folder, images)
-    printed, _ = again.communicate(timeout=100)
-    assert again.returncode == 0 and "is finished" in printed and "reranked" in printed
-    QUICK.append("Training.steps = 8")
-    try:
-        other = start(folder, images)
-        _, error = other.communicate(timeout=100)
-    finally:
-        QUICK.pop()
-    assert other.returncode == 2 and "another configuration" in error
+    assert command.main(arguments(folder, images)) == 0
+    printed = capsys.readouterr().out
+    assert "is finished" in printed and "reranked" in printed
+    assert command.main([*arguments(folder, images), "--set", "Training.steps = 8"]) == 2
+    assert "another configuration" in capsys.readouterr().err
     assert sorted(p.name for p in (folder / "run").glob("*.png")) == [
         "curves.png",
         "gains.png",
@@ -98,15 +95,11 @@ def test_a_finished_run_is_shown_and_another_configuration_refused(images, finis
     ]
 
 
-def test_a_run_folder_in_use_is_refused(tmp_path, images):
-    first = start(tmp_path, images)
-    while not (tmp_path / "run" / "config.gin").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # it holds its folder for as long as the second one takes to start
-    second = start(tmp_path, images)
-    _, error = second.communicate(timeout=100)
-    first.kill()
-    first.communicate()
-    assert second.returncode == 2 and error.strip().splitlines()[-1].startswith("error: The run folder")
-    assert "in use" in error
+def test_a_run_folder_in_use_is_refused(tmp_path, images, capsys):
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert command.main(arguments(tmp_path, images)) == 2
+    error = capsys.readouterr().err
+    assert error.strip().splitlines()[-1].startswith("error: The run folder") and "in use" in error
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -176,6 +176,7 @@ def command(main, gin, out, *lines):
     return main(["--gin", gin, "--out", str(out), *settings])
 
 
+@pytest.mark.slow
 def test_from_images_to_a_re_ranked_table(root, tmp_path, capsys, monkeypatch):
     seen, whole_fit = {}, Finetuning.fit
 
@@ -242,7 +243,12 @@ def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "gin"), [("run", "gin/mamba.gin"), ("embed", "gin/embed/head.gin"), ("extract", "gin/data/glyphs.gin")]
+    ("module", "gin"),
+    [
+        pytest.param("run", "gin/mamba.gin", marks=pytest.mark.slow),
+        ("embed", "gin/embed/head.gin"),
+        pytest.param("extract", "gin/data/glyphs.gin", marks=pytest.mark.slow),
+    ],
 )
 def test_files_of_data_mix_into_every_command(module, gin):
     """In a process of its own, where nothing has been imported but what the command itself needs."""
