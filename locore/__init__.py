@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the same names for type checkers
     from locore.pipeline.train import train_reranker as train_reranker
     from locore.reranking.cascade import Cascade as Cascade
     from locore.reranking.ensemble import Ensemble as Ensemble
+    from locore.reranking.ensemble import StandardisedEnsemble as StandardisedEnsemble
+    from locore.reranking.ensemble import WithSearch as WithSearch
     from locore.reranking.listwise import ListwiseReranker as ListwiseReranker
     from locore.reranking.reranker import Ranking as Ranking
     from locore.reranking.reranker import Reranker as Reranker
@@ -61,7 +63,7 @@ _MODULES = {
     "pipeline.settings": "Data Experiment Model Outputs Reranking",
     "pipeline.train": "train_reranker",
     "reranking.cascade": "Cascade",
-    "reranking.ensemble": "Ensemble",
+    "reranking.ensemble": "Ensemble StandardisedEnsemble WithSearch",
     "reranking.listwise": "ListwiseReranker",
     "reranking.reranker": "Ranking Reranker Shortlist rerankers",
     "reranking.windows": "Windows",

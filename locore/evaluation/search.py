@@ -16,7 +16,7 @@ from locore.descriptors.table import SearchedTable
 from locore.metrics.bootstrap import interval
 from locore.metrics.retrieval import relevance
 from locore.metrics.suites import Suite
-from locore.reranking.ensemble import Ensemble
+from locore.reranking.ensemble import Ensemble, StandardisedEnsemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
 from locore.retrieval import Neighbours, nearest
 from locore.utils import distributed
@@ -183,7 +183,7 @@ class Reranked:
     similarities: Tensor
     milliseconds_a_list: float
 
-    def ensemble(self, ensemble: Ensemble) -> Tensor:
+    def ensemble(self, ensemble: Ensemble | StandardisedEnsemble) -> Tensor:
         """Return the order (Q, K) by global similarity and score together."""
         scores = self.comparable_scores()
         combined = ensemble(self.similarities, scores).masked_fill(scores == -torch.inf, -torch.inf)

@@ -17,7 +17,7 @@ from locore.descriptors.cross_fit import FITTED_ON, WHOLE, describe_unseen
 from locore.descriptors.table import Descriptors, SearchedTable
 from locore.evaluation.search import NoPositives, Search
 from locore.pipeline.settings import LISTWISE, Experiment, plan
-from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows, pairwise
+from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble, Windows, pairwise
 from locore.reranking.cascade import Cascade
 from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.reranker import lists_at_once, rerankers
@@ -56,6 +56,9 @@ def create_reranker(experiment: Experiment, widths: tuple[int, int], positions: 
             model.positions,
             model.score,
             dropout=model.dropout,
+            matching=model.matching,
+            kept_locals=model.kept_locals,
+            residual=model.residual,
         )
     if not model.learned:
         return rerankers.create(model.method, **experiment.settings_of(model.method))
@@ -112,7 +115,9 @@ def first_stage(experiment: Experiment, name: str) -> Reranker:
     return rerankers.create(name, **experiment.settings_of(name))
 
 
-def with_windows_and_stages(experiment: Experiment, model: Reranker, ensemble: Ensemble | None = None) -> Reranker:
+def with_windows_and_stages(
+    experiment: Experiment, model: Reranker, ensemble: Ensemble | StandardisedEnsemble | None = None
+) -> Reranker:
     """Return the re-ranker of whole shortlists: the model in windows, after the first stages of the cascade.
 
     Args:

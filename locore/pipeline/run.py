@@ -27,10 +27,11 @@ from locore.pipeline.build import (
     with_windows_and_stages,
 )
 from locore.pipeline.settings import Experiment, embedder_metrics, plan
-from locore.pipeline.train import Learned, choose_ensemble, learn
+from locore.pipeline.train import Learned, choose_ensemble, choose_without_training, learn
 from locore.report import exports
-from locore.reranking import Ensemble, ListwiseReranker, Reranker, Windows
+from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble, Windows
 from locore.reranking.cascade import Cascade
+from locore.reranking.ensemble import default_ensemble
 from locore.reranking.reranker import describe_mismatch
 from locore.retrieval import Neighbours, nearest
 from locore.utils import distributed, files
@@ -122,7 +123,12 @@ def _load_benchmark(experiment: Experiment) -> Benchmark:
     benchmark = experiment.data.load()
     if experiment.trains:
         _check_embedder(experiment, experiment.data.training_images(benchmark))
-    elif experiment.reranking.ensemble and experiment.reranking.alpha is None and not benchmark.validation:
+    elif (
+        experiment.model.learned
+        and experiment.reranking.ensemble
+        and experiment.reranking.alpha is None
+        and not benchmark.validation
+    ):
         raise ValueError(
             "An ensemble is chosen on held-out training classes or on gldv2's public part, never on test queries; give "
             "Reranking.alpha and temperature, or Reranking.ensemble = False."
@@ -162,22 +168,27 @@ def _reranker(experiment: Experiment, learned: Learned, queries: SearchedTable, 
 
 def _ensemble(
     experiment: Experiment, learned: Learned, benchmark: Benchmark, search: Search, model: Reranker, stage: Stages
-) -> Ensemble | None:
-    """Return the ensemble that is evaluated: a given one, the training's, or one chosen on a validation set."""
+) -> Ensemble | StandardisedEnsemble | None:
+    """Return the ensemble that is evaluated: a given one, the training's, or one chosen on images that validate."""
     settings = experiment.reranking
-    if settings.ensemble and settings.alpha is not None and settings.temperature is not None:
-        return Ensemble(settings.alpha, settings.temperature)
-    if not (benchmark.validation and settings.ensemble) or experiment.trains:
+    if not settings.ensemble or (experiment.trains and settings.alpha is None):
         return learned.ensemble
+    if settings.alpha is not None:
+        given = settings.temperature
+        return StandardisedEnsemble(settings.alpha) if given is None else Ensemble(settings.alpha, given)
     with stage("ensemble"):
-        ensemble = choose_ensemble(experiment, search, model)
-    log.info(
-        "The ensemble was chosen on these queries: set Reranking.alpha = %s and Reranking.temperature = %s on the "
-        "test benchmarks.",
-        ensemble.alpha,
-        ensemble.temperature,
-    )
-    return ensemble
+        if benchmark.validation:
+            ensemble = choose_ensemble(experiment, search, model)
+            log.info(
+                "The ensemble was chosen on these queries: set Reranking.alpha = %s and Reranking.temperature = %s on "
+                "the test benchmarks.",
+                ensemble.alpha,
+                ensemble.temperature,
+            )
+            return ensemble
+        if benchmark.train is None or experiment.files:
+            return default_ensemble(model)
+        return choose_without_training(experiment, benchmark.train, model)
 
 
 def _rerank(
@@ -194,7 +205,7 @@ def _ensemble_orders(
     rankings: dict[str, Reranked],
     whole: Reranker,
     model: Reranker,
-    ensemble: Ensemble,
+    ensemble: Ensemble | StandardisedEnsemble,
 ) -> dict[str, Tensor]:
     """Return the order by global similarity and score together, of each protocol."""
     if not isinstance(whole, Windows | Cascade):

@@ -15,6 +15,7 @@ from locore.datasets import Benchmark, ImageSet, benchmarks
 from locore.descriptors.cross_fit import WHOLE
 from locore.descriptors.extractor import Extractor
 from locore.descriptors.files import Files
+from locore.reranking.match_features import COUNTS
 from locore.reranking.pairwise import is_learned
 from locore.reranking.reranker import rerankers
 from locore.reranking.windows import ORDERS
@@ -22,6 +23,8 @@ from locore.training.lists import Sampling
 from locore.training.loop import Training
 
 LISTWISE = "listwise"
+# Our own list-wise rows, as gin/head/residual.gin has them; the defaults below are the paper's.
+RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "query", "kept_locals": 12, "positions": "none"}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -75,6 +78,9 @@ class Model:
         score: see `ListwiseReranker`.
         global_token: see `ListEmbedding`.
         dropout: see `ListwiseReranker`, in [0, 1].
+        matching: see `ListEmbedding`.
+        kept_locals: see `ListEmbedding`.
+        residual: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors: 1 = whitened, 0 = only scaled; None
             = start at random.
         language_model: folder with the weights of a Longformer or RoBERTa to start from.
@@ -90,6 +96,9 @@ class Model:
     score: str = "mean"
     global_token: bool = True
     dropout: float = 0.0
+    matching: str = "none"
+    kept_locals: int | None = None
+    residual: float | None = None
     whitening: float | None = 1.0
     language_model: str | None = None
     checkpoint: str | None = None
@@ -102,6 +111,12 @@ class Model:
             raise ValueError(f"Unknown Model.method '{self.method}'{suggest(self.method, known)}")
         if not self.learned and self.checkpoint:
             raise ValueError(f"'{self.method}' has no weights; leave Model.checkpoint out.")
+        if self.matching not in COUNTS:
+            raise ValueError(f"Unknown Model.matching '{self.matching}'{suggest(self.matching, COUNTS)}")
+        if self.kept_locals is not None and self.kept_locals < 1:
+            raise ValueError(f"Model.kept_locals = {self.kept_locals} must be at least 1, or None for all.")
+        if self.residual is not None and not 0 < self.residual < 1e6:
+            raise ValueError(f"Model.residual = {self.residual} must be above 0, or None for none.")
         for name in ("whitening", "dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"Model.{name} = {value} must be in [0, 1].")
@@ -134,9 +149,10 @@ class Reranking:
         first_stages: a cascade: names of re-rankers without weights, or run folders, that reorder the list first, each
             with the number of candidates that it reorders (None = all). They take no part in training.
         ensemble: also evaluate the ensemble with the global similarity; with windows this takes as long again.
-        alpha: weight of the global similarity in the ensemble, in [0, 1]; None = chosen on held-out training classes,
-            or, where nothing is trained, on a benchmark that is for validation.
-        temperature: of the ensemble, given together with alpha.
+        alpha: weight of the global similarity in the ensemble, in [0, 1]; None = chosen on held-out training classes
+            or, where nothing is trained, on all training images or on a benchmark that is for validation; a re-ranker
+            without weights has a default where there are none of these.
+        temperature: of `Ensemble`, given together with alpha; a re-ranker without weights has a `StandardisedEnsemble`.
         dtype: of the weights in evaluation, "float32" or "bfloat16".
     """
 
@@ -171,8 +187,8 @@ class Reranking:
             raise ValueError(f"Reranking.alpha = {self.alpha} must be in [0, 1].")
         if self.temperature is not None and not 0 < self.temperature < 1e9:
             raise ValueError(f"Reranking.temperature = {self.temperature} must be above 0.")
-        if (self.alpha is None) != (self.temperature is None):
-            raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
+        if self.alpha is None and self.temperature is not None:
+            raise ValueError("Reranking.temperature needs Reranking.alpha; give both or neither.")
 
     @property
     def pass_size(self) -> int:
@@ -235,6 +251,10 @@ class Experiment:
 
     def __post_init__(self):
         check_types(self)
+        if self.model.learned and self.reranking.alpha is not None and self.reranking.temperature is None:
+            raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
+        if not self.model.learned and self.reranking.temperature is not None:
+            raise ValueError(f"'{self.model.method}' gives no logits; leave Reranking.temperature out.")
         if not 0 <= self.embedder_lr_scale <= 1:
             raise ValueError(f"Experiment.embedder_lr_scale = {self.embedder_lr_scale} must be in [0, 1].")
         if self.embedder_lr_scale and not self.model.learned:
@@ -311,6 +331,8 @@ def plan(experiment: Experiment) -> Plan:
     reranking = experiment.reranking
     in_training, _ = experiment.sampling.sizes(reranking.pass_size)
     count = (experiment.files or experiment.extractor).locals_per_image
+    if experiment.model.listwise and experiment.model.kept_locals:
+        count = min(count, experiment.model.kept_locals)
     layout = ListLayout(count + 1 + experiment.model.global_token, 1 + reranking.pass_size)
     longest = (1 + max(reranking.pass_size, in_training)) * layout.block
     return Plan(

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from locore.checkpoints import native
 from locore.checkpoints.native import Trained
-from locore.datasets import Benchmark, ImageSet, Relevance, Subset
+from locore.datasets import ImageSet, Subset
 from locore.descriptors import Extractor
 from locore.descriptors.augment import AnyView, View
 from locore.descriptors.cross_fit import WHOLE
 from locore.descriptors.online import OnlineTable
 from locore.descriptors.table import Rows, SearchedTable
 from locore.evaluation.search import Search
-from locore.metrics.suites import MetricLearning
 from locore.pipeline.build import LearnedReranker, batch_of_lists, build_reranker, describe
-from locore.pipeline.settings import LISTWISE, Experiment, Model, Reranking, plan
+from locore.pipeline.settings import LISTWISE, RESIDUAL_HEAD, Experiment, Model, Reranking, plan
+from locore.pipeline.validation import held_out, validation_search
 from locore.report import pictures
-from locore.reranking import Ensemble, Reranker
+from locore.reranking import Ensemble, Reranker, StandardisedEnsemble
 from locore.reranking.reranker import rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.retrieval import search as search_neighbours
@@ -33,8 +34,6 @@ from locore.training.loop import Training
 from locore.utils import distributed
 from locore.utils.timing import Stages
 
-HELD_OUT = 0.1  # share of the training classes that validates, or as many classes as make one list
-VALIDATION_QUERIES = 500
 ROWS = 10_000  # rows of a neighbour file at a time
 WHITENED = 20_000  # images that a whitening is estimated from
 
@@ -50,7 +49,7 @@ class Learned:
     """
 
     model: LearnedReranker | None
-    ensemble: Ensemble | None
+    ensemble: Ensemble | StandardisedEnsemble | None
     extractor: Extractor | None
 
 
@@ -69,13 +68,14 @@ def train_reranker(
     """Train a re-ranker on labelled images, resuming an interrupted training in `folder`.
 
     Args:
-        reranker: name of a registered sequence encoder, such as "mamba", or of a learned re-ranker, such as "ames".
+        reranker: name of a registered sequence encoder, such as "mamba", which gets our head (gin/head/residual.gin),
+            or of a learned re-ranker, such as "ames".
         images: training images with their classes; a tenth of the classes validates.
         extractor: of the descriptors.
         folder: of the checkpoints and of the finished `model.safetensors`, which `locore.load` reads.
         candidates: K of the lists.
         training: settings of the loop; None = the defaults.
-        sampling: of the lists; None = the defaults.
+        sampling: of the lists; None = lists with hard negatives.
         size: named size of the encoder or re-ranker.
         settings: further arguments of the encoder or re-ranker.
         seed: of the weights at the start and of everything random.
@@ -87,12 +87,15 @@ def train_reranker(
         ValueError: an unknown name, or images that are too few for lists of so many candidates.
     """
     learned = reranker in rerankers.available()
-    model = Model(method=reranker, size=size) if learned else Model(LISTWISE, backbone=reranker, size=size)
+    if learned:
+        model = Model(method=reranker, size=size)
+    else:
+        model = Model(LISTWISE, backbone=reranker, size=size, **RESIDUAL_HEAD)
     experiment = Experiment(
         model=model,
         reranking=Reranking(candidates=candidates, ensemble=False),
         extractor=extractor,
-        sampling=sampling or Sampling(),
+        sampling=sampling or Sampling(hard_negatives=True),
         training=training or Training(),
         settings={reranker: dict(settings or {})},
     )
@@ -170,13 +173,26 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     return Learned(model, ensemble, extractor)
 
 
-def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble:
+def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble | StandardisedEnsemble:
     """Choose the best ensemble on a search that validates, with as many candidates as one pass has."""
     found = _rerank_pass(experiment, validation, model)
+    kind = Ensemble if experiment.model.learned else StandardisedEnsemble
     main = validation.suite.main
-    return Ensemble.fit(
-        found.similarities, found.comparable_scores(), lambda order: validation.metrics(order)[main].mean()
-    )
+
+    def quality(order: Tensor) -> float:
+        return float(validation.metrics(order)[main].mean())
+
+    return kind.fit(found.similarities, found.comparable_scores(), quality)
+
+
+def choose_without_training(
+    experiment: Experiment, images: ImageSet, model: Reranker
+) -> Ensemble | StandardisedEnsemble:
+    """Choose the ensemble of a re-ranker without weights on training images, all of which are new to it."""
+    table, made_by = describe(experiment, images)
+    comparable = made_by == 0
+    validation, _ = validation_search(images, table, comparable, comparable, experiment.reranking.candidates)
+    return choose_ensemble(experiment, validation, model)
 
 
 def _rerank_pass(experiment: Experiment, search: Search, model: Reranker):
@@ -225,15 +241,14 @@ def neighbours_within(neighbours: np.ndarray, rows: np.ndarray, depth: int) -> n
 def _training_lists(
     experiment: Experiment, descriptors: SearchedTable, images: ImageSet, made_by: np.ndarray
 ) -> tuple[Lists, Search, Subset, Subset]:
-    """Return lists of nine tenths of the classes, a search over the others that validates, and the images of both."""
+    """Return lists of nine tenths of the classes, a search that validates, and the images of both."""
     labels, reranking = images.labels, experiment.reranking
-    known, counts = np.unique(labels[made_by == 0], return_counts=True)
-    order = np.random.default_rng(0).permutation(len(known))
-    classes, sums = known[order], np.cumsum(counts[order])
-    fewest = int(np.searchsorted(sums, reranking.candidates, side="right")) + 1
-    held_out = np.isin(labels, classes[: max(fewest, int(len(np.unique(labels)) * HELD_OUT))])
-    rows, others = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    held = held_out(labels, made_by, reranking.candidates)
+    rows = np.flatnonzero(~held)
     count, depth = experiment.sampling.sizes(reranking.pass_size)
+    if experiment.sampling.hard_negatives:
+        fewest = min(int((made_by[rows] == maker).sum()) for maker in np.unique(made_by)) - 1
+        depth = max(count, min(count + int(np.unique(labels[rows], return_counts=True)[1].max()), fewest))
     given = experiment.files.training_neighbours(images) if experiment.files else None
     neighbours = (
         np.empty((len(rows), depth), dtype=np.int64) if given is None else neighbours_within(given, rows, depth)
@@ -247,15 +262,8 @@ def _training_lists(
             )
         vectors = np.asarray(descriptors.global_matrix[rows[own]], dtype=np.float32)
         neighbours[own] = own[search_neighbours(vectors, vectors, depth, np.arange(len(own))).indices]
-    held = Rows(descriptors, torch.from_numpy(others))
-    every = np.arange(len(others))
-    answers = Relevance.from_labels(labels[others], labels[others], every)
-    for row in np.random.default_rng(0).permutation(every)[VALIDATION_QUERIES:]:
-        answers.positive[row] = np.empty(0, dtype=np.int64)  # is no query
-    validating = images.subset(others)
-    benchmark = Benchmark(
-        "validation", None, validating, validating, {"all": answers}, every, MetricLearning((1,)), validation=True
-    )
-    validation = Search.build(benchmark, held, held, reranking.candidates)
+    # A vision model in training describes what validates anew each time.
+    searched = held if experiment.embedder_lr_scale else made_by == 0
+    validation, gallery = validation_search(images, descriptors, held, searched, reranking.candidates)
     lists = Lists(Rows(descriptors, torch.from_numpy(rows)), neighbours, labels[rows], count, experiment.sampling)
-    return lists, validation, images.subset(rows), validating
+    return lists, validation, images.subset(rows), images.subset(gallery)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -91,10 +92,13 @@ def explain(
         head = Shortlist.gather(queries, rows[part], gallery, listed[part].long(), device)
         if junk[part].any():  # of the first protocol: where a list is short, junk stands behind it
             head = replace(head, present=~junk[part].to(device))
+        position = torch.cat([head.query.position[:, None], head.candidates.position], dim=1)
+        if (places := model.embedding.kept_places(head)) is not None:
+            position = position.gather(2, repeat(places, "b i l -> b i l xy", xy=2))
         for place in range(min(first, listed.shape[1])):
             values = influence(model, head, place).cpu()
             for number, row in enumerate(part.tolist()):
-                positions = [head.query.position[number].cpu(), head.candidates.position[number, place].cpu()]
+                positions = [position[number, image].cpu() for image in (0, place + 1)]
                 found[chosen[row]].append(_explained(values[number], positions, place, model.embedding.global_token))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from backbones import ListLayout, SequenceEncoder
 from backbones.registry import suggest
 from locore.descriptors.table import Descriptors
 from locore.reranking import weights_file
+from locore.reranking.match_features import COUNTS, OF_AN_IMAGE, Matches
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
 from locore.reranking.weights_file import WEIGHTS
 from locore.utils import safetensors
@@ -25,6 +27,7 @@ from locore.utils import safetensors
 FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other things
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
+MATCHING_STD = 0.3  # of the weights that match numbers enter with: a token is about half descriptor, half match
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
@@ -75,6 +78,9 @@ class ListEmbedding(nn.Module):
         force_projection: project also if the sizes agree.
         bottleneck: inner width of a two-layer projection; None = one layer.
         activation: of the two-layer projection.
+        matching: what a candidate's tokens are told of its match beside their descriptors: "none"; "query" = how its
+            local descriptors match the query's; "list" = also how they match other candidates', see `Matches`.
+        kept_locals: local descriptors that are read of an image at most, those that match best; None = all.
     """
 
     def __init__(
@@ -90,12 +96,15 @@ class ListEmbedding(nn.Module):
         force_projection: bool,
         bottleneck: int | None,
         activation: str,
+        matching: str,
+        kept_locals: int | None,
     ):
         super().__init__()
-        for value, known in ((positions, POSITIONS), (activation, ACTIVATIONS)):
+        for value, known in ((positions, POSITIONS), (activation, ACTIVATIONS), (matching, COUNTS)):
             if value not in known:
                 raise ValueError(f"Unknown setting '{value}' of the re-ranker{suggest(value, known)}")
         self.global_token, self.positions = global_token, positions
+        self.matching, self.kept_locals = matching, kept_locals
         self.local = projection(local_dim, width, force_projection, bottleneck, activation)
         self.global_ = projection(global_dim, width, force_projection, bottleneck, activation)
         self.scale = nn.Embedding(scales, width)
@@ -105,9 +114,16 @@ class ListEmbedding(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(width, eps=1e-5), nn.Dropout(dropout)
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
+        if matching != "none":
+            self.match_of_local = nn.Linear(COUNTS[matching], width)
+            self.match_of_image = nn.Linear(OF_AN_IMAGE, width)
+            for layer in (self.match_of_local, self.match_of_image):
+                nn.init.normal_(layer.weight, std=MATCHING_STD)
+                nn.init.zeros_(layer.bias)
 
     def layout(self, local_count: int, candidates: int) -> ListLayout:
         """Return the layout of lists of K candidates with L local descriptors an image."""
+        local_count = min(local_count, self.kept_locals or local_count)
         return ListLayout(block=local_count + 1 + self.global_token, images=1 + candidates)
 
     def forward(self, shortlist: Shortlist | Embedded) -> tuple[Tensor, ListLayout, Tensor]:
@@ -133,6 +149,12 @@ class ListEmbedding(nn.Module):
         tokens = rearrange(blocks, "b i s d -> b (i s) d") + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, rearrange(real, "b i s -> b (i s)")
 
+    def kept_places(self, shortlist: Shortlist) -> Tensor | None:
+        """Return (B, 1 + K, kept) places of the local descriptors that are read, ascending; None = all are."""
+        if self.kept_locals is None or self.kept_locals >= shortlist.query.mask.shape[1]:
+            return None
+        return Matches(shortlist).most_alike(self.kept_locals)
+
     def blocks(self, shortlist: Shortlist) -> Embedded:
         """Embed what does not depend on the place of a candidate."""
 
@@ -147,12 +169,23 @@ class ListEmbedding(nn.Module):
                 f"Local descriptors have scales {scale.min()} to {scale.max()}, and the re-ranker knows 0 to "
                 f"{self.scale.num_embeddings - 1}; give descriptors of the scales that it was trained on."
             )
-        parts = [self.local(both("local")) + self.scale(scale)]
-        real = both("mask")
+        local, real, of_image = self.local(both("local")) + self.scale(scale), both("mask"), None
+        if self.matching != "none":
+            matches = Matches(shortlist)
+            numbers = matches.of_locals(among_candidates=self.matching == "list").to(local.dtype)
+            local = torch.cat([local[:, :1], local[:, 1:] + self.match_of_local(numbers)], dim=1)
+            of_image = self.match_of_image(matches.of_images().to(local.dtype))
+        if (places := self.kept_places(shortlist)) is not None:
+            real = real.gather(2, places)
+            local = local.gather(2, repeat(places, "b i l -> b i l d", d=local.shape[-1]))
+        parts = [local]
         parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
         real = F.pad(real, (0, 1), value=True)
         if self.global_token:
-            parts.insert(0, self.global_(both("global_descriptor"))[:, :, None])
+            token = self.global_(both("global_descriptor"))
+            if of_image is not None:
+                token = torch.cat([token[:, :1], token[:, 1:] + of_image], dim=1)
+            parts.insert(0, token[:, :, None])
             real = F.pad(real, (1, 0), value=True)
         return Embedded(torch.cat(parts, dim=2), real, shortlist.similarities, shortlist.present)
 
@@ -177,6 +210,11 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         force_projection: see `ListEmbedding`.
         bottleneck: see `ListEmbedding`.
         activation: see `ListEmbedding`.
+        matching: see `ListEmbedding`.
+        kept_locals: see `ListEmbedding`.
+        residual: scale at the start of the similarity of the search, less its mean over the list, that is added to the
+            log-odds of a candidate; the scale is learned, and the head starts at zero, so that an untrained re-ranker
+            keeps the order of the search. None = the head alone scores, as in the paper.
     """
 
     trained: dict[str, Any] | None = None  # what it was trained on, saved as it was loaded
@@ -197,6 +235,9 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
         force_projection: bool = False,
         bottleneck: int | None = None,
         activation: str = "gelu",
+        matching: str = "none",
+        kept_locals: int | None = None,
+        residual: float | None = None,
     ):
         super().__init__()
         if score not in SCORES:
@@ -219,8 +260,16 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
             force_projection,
             bottleneck,
             activation,
+            matching,
+            kept_locals,
         )
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(width, 2)
+        if residual is not None:
+            if not 0 < residual < math.inf:
+                raise ValueError(f"The residual's scale {residual} must be a number above 0, or None.")
+            self.log_residual = nn.Parameter(torch.tensor(math.log(residual)))
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self.score = score
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -261,7 +310,16 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
 
     def forward(self, shortlist: Shortlist | Embedded) -> Tensor:
         """Return the logits (B, 1 + K, S, 2) of every token."""
-        return self.head(self.dropout(self.encode(shortlist)))
+        logits = self.head(self.dropout(self.encode(shortlist)))
+        return logits if self.spec["residual"] is None else logits + self._residual(shortlist)[:, :, None].to(logits)
+
+    def _residual(self, shortlist: Shortlist | Embedded) -> Tensor:
+        """Return (B, 1 + K, 2) what the similarity of the search adds to both logits of an image; 0 for the query."""
+        similarities, present = shortlist.similarities.float(), shortlist.present
+        real = torch.ones_like(similarities) if present is None else present.float()
+        mean = (similarities * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        half = F.pad((similarities - mean) * real * self.log_residual.exp() / 2, (1, 0))  # of the log-odds, to each
+        return torch.stack([-half, half], dim=-1)
 
     @torch.inference_mode()
     def embedded(self, shortlist: Shortlist) -> Embedded:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backbones.registry import suggest
-from locore.reranking.ensemble import Ensemble
+from locore.reranking.ensemble import Ensemble, StandardisedEnsemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist, only_present
 
 ORDERS = {
@@ -35,7 +35,7 @@ class Windows:
     size: int = 100
     stride: int = 50
     order: str = "end-to-start"
-    ensemble: Ensemble | None = None
+    ensemble: Ensemble | StandardisedEnsemble | None = None
 
     def __post_init__(self):
         if self.order not in ORDERS:

@@ -14,12 +14,14 @@ from backbones.registry import suggest
 from locore.checkpoints import native
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.image_cache import Picture, describe_cached
+from locore.reranking.ensemble import WithSearch, default_ensemble
 from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
 from locore.reranking.pairwise import without_weights
 from locore.reranking.reranker import Reranker, Shortlist, describe_mismatch, rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.reranking.windows import Windows
 
+DEFAULT = "chamfer"
 PHOTOS: dict[str, Any] = {
     "image_size": 224,
     "pooling": "gem",
@@ -42,7 +44,10 @@ class Hit:
 
 
 def rerank(
-    query: Picture, hits: Sequence[Picture], reranker: str | Path | Reranker, extractor: Extractor | None = None
+    query: Picture,
+    hits: Sequence[Picture],
+    reranker: str | Path | Reranker = DEFAULT,
+    extractor: Extractor | None = None,
 ) -> list[Hit]:
     """Re-rank the hits of a search, best first.
 
@@ -50,8 +55,9 @@ def rerank(
         query: an image or its file.
         hits: images or their files, in the order in which they were found. More of them than a list-wise model was
             trained on are re-ranked in windows.
-        reranker: a run folder, the name of a re-ranker without weights ("geometric", "chamfer", …), or a re-ranker: for
-            many queries, load it once and give its extractor.
+        reranker: the name of a re-ranker without weights ("chamfer", "geometric", …), whose scores are combined with
+            the similarity of global descriptors; a run folder; or a re-ranker: for many queries, load it once and give
+            its extractor.
         extractor: of the descriptors; None = the one that the run was trained with, or, without weights, one for
             photos. Descriptors are cached on disk by the content of an image.
 
@@ -104,7 +110,8 @@ def load_with_extractor(
         if str(reranker) not in untrained:
             near = suggest(str(reranker), untrained)
             raise ValueError(f"'{reranker}' is neither a run folder nor a re-ranker without weights{near}")
-        return rerankers.create(str(reranker)), extractor or Extractor(**PHOTOS), None
+        found = rerankers.create(str(reranker))
+        return WithSearch(found, default_ensemble(found)), extractor or Extractor(**PHOTOS), None
     if isinstance(reranker, str | Path):
         reranker = Path(reranker).expanduser()
         if (reranker / "metrics.json").exists() and not (reranker / WEIGHTS).exists():
@@ -113,7 +120,8 @@ def load_with_extractor(
         if extractor:
             return model, extractor, _longest(model, extractor)
         trained = native.trained_on(reranker)
-        return model, trained.extractor, trained.candidates if isinstance(model, ListwiseReranker) else None
+        any_length = not isinstance(model, ListwiseReranker) or model.embedding.positions == "none"
+        return model, trained.extractor, None if any_length else trained.candidates
     if isinstance(reranker, nn.Module) and extractor is None:
         raise ValueError("A re-ranker with weights reads the descriptors that it was trained on; give the extractor.")
     extractor = extractor or Extractor(**PHOTOS)

@@ -34,6 +34,9 @@ class Sampling:
         depth: number of neighbours that candidates are drawn from, anew each time; None = as many as candidates.
         min_positives: positives in a list at least, as far as its neighbours hold so many.
         max_positives: positives in a list at most; None = no limit.
+        hard_negatives: a list is the nearest neighbours after positives were left out at random, until 1 to
+            `max_positives` of them are left (None = half of the list): so it holds wrong candidates however large a
+            class is. The neighbours are as deep as this needs.
         shuffle: put candidates in random order (supplement, section A); False = nearest first, as in evaluation.
         views: views of each image, one of which is drawn for a list: the image itself and random changes of it.
         token_dropout: share of the local descriptors that is masked, drawn anew for every image.
@@ -44,6 +47,7 @@ class Sampling:
     depth: int | None = None
     min_positives: int = 0
     max_positives: int | None = None
+    hard_negatives: bool = False
     shuffle: bool = True
     views: int = 1
     token_dropout: float = 0.0
@@ -54,6 +58,11 @@ class Sampling:
         if self.max_positives is not None and self.max_positives < self.min_positives:
             raise ValueError(
                 f"Sampling.max_positives {self.max_positives} is less than Sampling.min_positives {self.min_positives}."
+            )
+        if self.hard_negatives and (self.depth or self.min_positives):
+            raise ValueError(
+                "Sampling.hard_negatives says how deep lists are drawn and how many positives they have; leave "
+                "Sampling.depth and Sampling.min_positives out."
             )
         if self.views < 1:
             raise ValueError(f"Sampling.views = {self.views} must be at least 1, the image itself.")
@@ -79,6 +88,8 @@ class Sampling:
         Returns:
             (count,) places among the neighbours.
         """
+        if self.hard_negatives:
+            return self._draw_nearest(right, count, random)
         places = random.permutation(len(right))
         drawn = int(right[places[:count]].sum())
         most = count if self.max_positives is None else self.max_positives
@@ -86,6 +97,15 @@ class Sampling:
         wanted = max(min(max(drawn, self.min_positives), most, int(right.sum()), count), count - int((~right).sum()))
         chosen = np.concatenate([places[right[places]][:wanted], places[~right[places]][: count - wanted]])
         return random.permutation(chosen) if self.shuffle else np.sort(chosen)
+
+    def _draw_nearest(self, right: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+        """Draw the nearest neighbours that are left after positives were left out; as `draw`."""
+        positives = random.permutation(np.flatnonzero(right))
+        most = int(random.integers(1, (self.max_positives or count // 2) + 1))
+        # Where there are too few wrong ones to fill the list, more positives stay.
+        kept = np.isin(np.arange(len(right)), positives[max(most, count - int((~right).sum())) :], invert=True)
+        nearest = np.flatnonzero(kept)[:count]
+        return random.permutation(nearest) if self.shuffle else nearest
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ FOLDERS = {
         "A benchmark with its protocol, on which rows are compared; `paper.csv` has published numbers.",
     ),
     "protocol": ("Protocols", "How many candidates are re-ranked, and in which windows."),
+    "head": ("Heads", "How a list-wise re-ranker scores, and what its lists are; every mini backbone has `residual`."),
     "size": ("Sizes", "How large the encoder is."),
     "rate": ("Learning rates", "Mix into any row: `gin/longformer.gin+gin/rate/5e-4.gin`."),
     "embed": ("Global descriptors", "Losses for `experiments.embed`."),
@@ -45,7 +46,7 @@ def first_sentence(path: Path) -> str:
     """What the header says first, without commands and without the kind of file, which its folder says."""
     text = re.split(r"# (?:Reproduces|Command|    )", header(path), maxsplit=1)[0]
     text = " ".join(line.lstrip("# ") for line in text.splitlines())
-    text = re.sub(r"^(Data|Board|Protocol|Size|Rate|The learner): ", "", text)
+    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|The learner): ", "", text)
     return re.split(r"(?<!\bal)\. |[.:,]$|, by the first command:$", text.strip(), maxsplit=1)[0]
 
 

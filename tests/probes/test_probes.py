@@ -180,7 +180,7 @@ def run(method, out, *lines):
 
 
 def test_the_command_probes_runs(tmp_path, capsys):
-    run("query_attention", tmp_path / "alone")
+    run("query_attention", tmp_path / "alone", "Model.matching = 'none'", "Model.residual = None")
     assert command.main([str(tmp_path / "alone"), "--queries", "4", "--orders", "3", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "probe.json").read_text())["runs"]["alone"]
     assert abs(found["transitivity gain"]["mean"]) < 1e-4  # a candidate never meets another there

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from math import comb, log10
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from locore.reranking.classical._matching import chamfer_among, local_similariti
 from locore.reranking.classical.chamfer import Chamfer
 from locore.reranking.classical.database_augmentation import DatabaseAugmentation
 from locore.reranking.classical.diffusion import Diffusion
-from locore.reranking.classical.geometric import Geometric
+from locore.reranking.classical.geometric import Geometric, degenerate, expected_by_chance
 from locore.reranking.classical.k_reciprocal import KReciprocal
 from locore.reranking.classical.mutual_neighbours import MutualNeighbours
 from locore.reranking.classical.query_expansion import QueryExpansion
@@ -191,25 +192,67 @@ def test_matching_in_loops():
     assert not mutual(local_similarities(lists.query, lists.candidates))[0, :, 2].any()
 
 
-@pytest.mark.parametrize("transformation", ["homography", "affine"])
-def test_inliers_are_the_matches_that_one_transformation_explains(transformation):
-    """Forty matches of which 25 follow a known map: a candidate of these, one of none."""
-    random = np.random.default_rng(0)
-    places = random.uniform(0, 1, (40, 2)).astype(np.float32)
-    matrix = cv2.getRotationMatrix2D((0.5, 0.5), 20, 0.8)
-    moved = cv2.transform(places[None], matrix)[0]
-    moved[25:] = random.uniform(0, 1, (15, 2))
-    local = torch.eye(40)
-    drawn = Shortlist.random(1, 2, 40, 40, 8)
+def matched(*moved: np.ndarray) -> Shortlist:
+    """A query and candidates whose n local descriptors match the query's in order, at the given places (n, 2)."""
+    count = len(moved[0])
+    local, places = torch.eye(count), np.random.default_rng(0).uniform(0, 1, (count, 2)).astype(np.float32)
+    drawn = Shortlist.random(1, len(moved), count, count, 8)
     query = replace(drawn.query, local=local[None], position=torch.from_numpy(places)[None])
-    position = torch.stack(
-        [torch.from_numpy(moved), torch.from_numpy(random.uniform(0, 1, (40, 2)).astype(np.float32))]
-    )
-    found = replace(drawn.candidates, local=local.expand(1, 2, -1, -1), position=position[None])
-    scores = Geometric(transformation, tolerance=0.01).rerank(Shortlist(torch.zeros(1, 2), query, found)).scores[0]
-    assert 25 <= float(scores[0]) <= 27 and float(scores[1]) < 10
+    position = torch.from_numpy(np.stack(moved).astype(np.float32))[None]
+    candidates = replace(drawn.candidates, local=local.expand(1, len(moved), -1, -1), position=position)
+    return Shortlist(torch.linspace(0.9, 0.1, len(moved))[None], query, candidates)
+
+
+@pytest.mark.parametrize("transformation", ["homography", "affine"])
+def test_candidates_move_up_by_matches_that_one_transformation_explains(transformation):
+    """Forty matches of which 25 follow a known map: the last of three candidates; two have none."""
+    random = np.random.default_rng(1)
+    places = matched(np.zeros((40, 2))).query.position[0].numpy()
+    moved = cv2.transform(places[None], cv2.getRotationMatrix2D((0.5, 0.5), 20, 0.8))[0]
+    moved[25:] = random.uniform(0, 1, (15, 2))
+    method = Geometric(transformation, tolerance=0.01)
+    lists = matched(random.uniform(0, 1, (40, 2)), random.uniform(0, 1, (40, 2)), moved)
+    assert 25 <= method._inliers(places.astype(float), moved.astype(float)) <= 27
+    ranking = method.rerank(lists)
+    assert ranking.order[0].tolist() == [2, 0, 1]  # the others as they were
+    assert ranking.scores[0, 2] > 10 and float(ranking.scores[0, :2].max()) < 1e-5
     with pytest.raises(ValueError, match="did you mean 'affine'"):
         Geometric("afine")
+
+
+@pytest.mark.parametrize("matrix", [[[-1, 0, 1], [0, 1, 0]], [[8, 0, 0], [0, 8, 0]], [[0.1, 0, 0], [0, 0.1, 0]]])
+def test_mirrored_and_extreme_transformations_do_not_count(matrix):
+    places = matched(np.zeros((40, 2))).query.position[0].numpy()
+    moved = cv2.transform(places[None], np.array(matrix, dtype=float))[0]
+    assert Geometric("affine", tolerance=0.01).rerank(matched(moved)).scores[0, 0] < 1e-5
+    assert degenerate(np.array(matrix, dtype=float))
+    assert not degenerate(cv2.getRotationMatrix2D((0.5, 0.5), 180, 3.0))
+
+
+def test_random_matches_are_no_more_than_chance():
+    random = np.random.default_rng(2)
+    lists = matched(*random.uniform(0, 1, (200, 30, 2)))
+    assert (Geometric().rerank(lists).scores > 1e-5).float().mean() < 0.05
+    grid = np.stack(np.meshgrid(*[np.arange(7) / 7 + 1 / 14] * 2), axis=-1).reshape(-1, 2)
+    lists = matched(*(random.permutation(grid)[:30] for _ in range(200)))
+    assert (Geometric().rerank(lists).scores > 1e-5).float().mean() < 0.05
+
+
+@pytest.mark.parametrize(("inliers", "matches", "fitted_to", "chance"), [(9, 20, 4, 0.02), (40, 41, 3, 0.4)])
+def test_what_chance_gives_is_the_formula(inliers, matches, fitted_to, chance):
+    expected = (matches - fitted_to) * comb(matches, inliers) * comb(inliers, fitted_to)
+    expected *= chance ** (inliers - fitted_to)
+    assert expected_by_chance(inliers, matches, fitted_to, chance) == pytest.approx(log10(expected))
+
+
+def test_an_ambiguous_match_fails_the_ratio_test():
+    lists = matched(np.zeros((6, 2)))
+    local = torch.eye(6)
+    local[1] = F.normalize(0.5 * local[0] + local[1], dim=0)  # 0.46 away from its match, 1.41 from the second best
+    candidates = replace(lists.candidates, local=local[None, None])
+    query, candidate = lists.query[0], candidates[0, 0]
+    assert len(Geometric()._matches(query, candidate)) == 6
+    assert Geometric(ratio=0.3)._matches(query, candidate)[:, 0].tolist() == [0, 2, 3, 4, 5]
 
 
 def test_chamfer_among_candidates_is_its_definition():

@@ -267,7 +267,9 @@ def test_those_without_training_run_as_they_are(images, tmp_path, method):
     assert run(images, tmp_path / "run", method, "Reranking.window = 4") == 0  # windows are for list-wise models
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["backbone"] == method and metrics["parameters"] == 0 and "training" not in metrics["seconds"]
-    assert metrics["reranked"] != metrics["global"] and not (tmp_path / "run" / "model.safetensors").exists()
+    # Four matches, to which any transformation fits, are no more than chance.
+    assert (metrics["reranked"] == metrics["global"]) == (method == "geometric")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
     with np.load(tmp_path / "run" / "rankings.npz") as lists:  # a random first one is right as often as any is
         assert metrics["chance"]["R@1"] == pytest.approx(100 * lists["all/right"].mean(), abs=4)
     (protocol,) = metrics["protocols"]
@@ -315,7 +317,11 @@ def test_a_cascade_is_asked_for_by_name(images, tmp_path):
         ("superglobal", "superglobal.beta = -1", "beta = -1 must be a number, at least 0"),
         ("query_expansion", "query_expansion.alpha = 1e999", "alpha = inf must be"),
         ("geometric", "geometric.transformation = 'afine'", "did you mean 'affine'"),
-        ("chamfer", "Reranking.ensemble = True", "never on test queries"),
+        ("chamfer", "Reranking.alpha = 0.5\nReranking.temperature = 0.5", "gives no logits"),
+        ("ames", "Reranking.alpha = 0.5", "go together"),
+        ("ames", "Model.residual = -1.0", "must be above 0"),
+        ("ames", "Model.matching = 'qury'", "did you mean 'query'"),
+        ("ames", "Sampling.hard_negatives = True\nSampling.depth = 30", "leave Sampling.depth"),
         ("ames", "Reranking.window_order = 'end-to-strat'", "did you mean 'end-to-start'"),
         ("ames", "ames.heads = 5", "cannot be built"),
         (

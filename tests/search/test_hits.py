@@ -30,10 +30,14 @@ def pictures(root):
 def test_hits_are_ordered_as_the_re_ranker_does(pictures):
     described = SMALL.describe([Image.open(path) for path in pictures])
     rows = torch.arange(1, 9)[None]
-    expected = Chamfer().rerank(Shortlist.gather(described, torch.tensor([0]), described, rows))
-    found = locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    lists = Shortlist.gather(described, torch.tensor([0]), described, rows)
+    expected = locore.WithSearch(Chamfer(), locore.StandardisedEnsemble(Chamfer.search_weight)).rerank(lists)
+    found = locore.rerank(pictures[0], pictures[1:], extractor=SMALL)
+    assert found == locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    alone = locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL)
+    assert [hit.index for hit in alone] == Chamfer().rerank(lists).order[0].tolist()
     assert [hit.index for hit in found] == expected.order[0].tolist()
-    torch.testing.assert_close(torch.tensor([h.score for h in found]), expected.scores[0][expected.order[0]])
+    torch.testing.assert_close(torch.tensor([h.score for h in found]).double(), expected.scores[0][expected.order[0]])
     assert locore.rerank(pictures[0], [], "chamfer", SMALL) == []
 
 
@@ -56,7 +60,7 @@ def test_an_image_in_memory_is_its_file_and_what_is_damaged_is_described_anew(pi
 
 
 def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
-    lines = [*QUICK, f"folder.path = '{root}'", "Reranking.ensemble = False"]
+    lines = [*QUICK, f"folder.path = '{root}'", "Reranking.ensemble = False", "Model.positions = 'absolute'"]
     arguments = [part for line in lines for part in ("--set", line)]
     assert main(["--gin", "gin/query_attention.gin", *arguments, "--out", str(tmp_path / "run")]) == 0
     found = locore.rerank(pictures[0], pictures[1:], tmp_path / "run")
