@@ -19,7 +19,7 @@ from backbones import ListLayout, SequenceEncoder
 from backbones.registry import suggest
 from locore.descriptors.table import Descriptors
 from locore.reranking import weights_file
-from locore.reranking.match_features import COUNTS, OF_AN_IMAGE, Matches
+from locore.reranking.match_features import COUNTS, Matches
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
 from locore.reranking.weights_file import WEIGHTS
 from locore.utils import safetensors
@@ -115,8 +115,7 @@ class ListEmbedding(nn.Module):
         for table in (self.scale.weight, self.position.weight, self.sep, self.pad, self.token_type):
             nn.init.normal_(table, std=0.02)
         if matching != "none":
-            self.match_of_local = nn.Linear(COUNTS[matching], width)
-            self.match_of_image = nn.Linear(OF_AN_IMAGE, width)
+            self.match_of_local, self.match_of_image = (nn.Linear(count, width) for count in COUNTS[matching])
             for layer in (self.match_of_local, self.match_of_image):
                 nn.init.normal_(layer.weight, std=MATCHING_STD)
                 nn.init.zeros_(layer.bias)
@@ -170,14 +169,14 @@ class ListEmbedding(nn.Module):
                 f"{self.scale.num_embeddings - 1}; give descriptors of the scales that it was trained on."
             )
         local, real, of_image = self.local(both("local")) + self.scale(scale), both("mask"), None
-        if self.matching != "none":
-            matches = Matches(shortlist)
-            numbers = matches.of_locals(among_candidates=self.matching == "list").to(local.dtype)
-            local = torch.cat([local[:, :1], local[:, 1:] + self.match_of_local(numbers)], dim=1)
-            of_image = self.match_of_image(matches.of_images().to(local.dtype))
         if (places := self.kept_places(shortlist)) is not None:
             real = real.gather(2, places)
             local = local.gather(2, repeat(places, "b i l -> b i l d", d=local.shape[-1]))
+        if self.matching != "none":
+            matches, among = Matches(shortlist), self.matching == "list"
+            numbers = matches.of_locals(among, None if places is None else places[:, 1:]).to(local.dtype)
+            local = torch.cat([local[:, :1], local[:, 1:] + self.match_of_local(numbers)], dim=1)
+            of_image = self.match_of_image(matches.of_images(among).to(local.dtype))
         parts = [local]
         parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
         real = F.pad(real, (0, 1), value=True)

@@ -7,14 +7,16 @@ much in common, and what is common to all images of a list tells none from anoth
 from __future__ import annotations
 
 import torch
-from einops import rearrange
+from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
+from locore.reranking.classical.k_reciprocal import KReciprocal
+from locore.reranking.classical.superglobal import SuperGlobal
 from locore.reranking.reranker import Shortlist
 
-COUNTS = {"none": 0, "query": 4, "list": 6}  # numbers of a local descriptor, by what it is compared with
-OF_AN_IMAGE = 4
+# Numbers of a local descriptor and of an image, by what they are compared with.
+COUNTS = {"none": (0, 0), "query": (4, 4), "list": (6, 6)}
 SPREAD = 1e-4  # standard deviation of a number over a list at least
 
 
@@ -35,30 +37,43 @@ class Matches:
         local = torch.where(real[..., None], local, 0.0)
         mean = local.sum((1, 2), keepdim=True) / real.sum((1, 2)).clamp(min=1)[:, None, None, None]
         local = F.normalize(local - mean, dim=-1)
-        self._global, self._present = shortlist.similarities.float(), present
+        self._shortlist, self._global, self._present = shortlist, shortlist.similarities.float(), present
         self._local, self._query_real, self._real = local[:, 1:], real[:, 0], real[:, 1:]
         both = self._real[..., None] & self._query_real[:, None, None, :]
         found = torch.einsum("bkmd,bld->bkml", self._local, local[:, 0])
         self.similarities = found.masked_fill(~both, -1.0)
 
-    def of_locals(self, among_candidates: bool) -> Tensor:
+    def of_locals(self, among_candidates: bool, places: Tensor | None = None) -> Tensor:
         """Return (B, K, L, F) numbers of each candidate's local descriptors, standardised over the list; 0 if missing.
 
         They are: the largest similarity to one of the query's, what it is above the second largest, the mean, whether
         the two choose each other; and, among candidates, the largest similarity to one of another candidate's, and the
         mean of these over the other candidates.
+
+        Args:
+            among_candidates: compare candidates with each other, too.
+            places: (B, K, kept) of the local descriptors that are asked for; None = all.
         """
         best, second = self._two_best()
         counted = self._query_real.sum(1).clamp(min=1)[:, None, None]
         mean = torch.where(self.similarities > -1, self.similarities, 0.0).sum(3) / counted
-        numbers = [best, best - second, mean, self._mutual()]
-        if among_candidates:
-            numbers += self._to_others()
-        return _standardised(torch.stack(numbers, dim=-1), self._real, dims=(1, 2))
+        numbers = torch.stack([best, best - second, mean, self._mutual()], dim=-1)
+        numbers = _standardised(numbers, self._real, dims=(1, 2))
+        if places is not None:
+            numbers = _taken(numbers, places)
+        if not among_candidates:
+            return numbers
+        local, real = self._local, self._real
+        if places is not None:
+            local, real = _taken(local, places), real.gather(2, places)
+        return torch.cat([numbers, _standardised(self._to_others(local, real), real, dims=(1, 2))], dim=-1)
 
-    def of_images(self) -> Tensor:
-        """Return (B, K, 4) numbers of each candidate, standardised over the list: the global similarity, the mean
-        largest similarity of its local descriptors and of the query's, and the number of pairs that choose each other.
+    def of_images(self, among_candidates: bool) -> Tensor:
+        """Return (B, K, F) numbers of each candidate, standardised over the list.
+
+        They are: the global similarity, the mean largest similarity of its local descriptors and of the query's, the
+        number of pairs that choose each other; and, among candidates, what SuperGlobal and k-reciprocal re-ranking
+        make of the global descriptors of the list.
         """
         best, _ = self._two_best()
         real, query = self._real.float(), self._query_real[:, None].float()
@@ -68,6 +83,11 @@ class Matches:
             (self.similarities.amax(2) * query).sum(2) / query.sum(2).clamp(min=1),
             (self._mutual() * real).sum(2),
         ]
+        if among_candidates:
+            for method in (SuperGlobal(), KReciprocal()):
+                scores = method.rerank(self._shortlist).scores
+                assert scores is not None
+                numbers.append(scores.to(self._global).masked_fill(~self._present, 0.0))
         return _standardised(torch.stack(numbers, dim=-1), self._present, dims=(1,))
 
     def most_alike(self, count: int) -> Tensor:
@@ -89,19 +109,27 @@ class Matches:
         chosen = (self.similarities == self.similarities.amax(2, keepdim=True)) & (self.similarities > -1)
         return chosen.gather(3, place)[..., 0].float()
 
-    def _to_others(self) -> list[Tensor]:
-        """Return two numbers (B, K, L) of each local descriptor, one candidate at a time, so that memory grows as K."""
-        count = self._local.shape[1]
+    def _to_others(self, local: Tensor, real: Tensor) -> Tensor:
+        """Return two numbers (B, K, L, 2) of local descriptors, one candidate at a time, so that memory grows as K.
+
+        Args:
+            local: (B, K, L, D), unit vectors.
+            real: (B, K, L) bool.
+        """
         largest, mean = [], []
-        for place in range(count):
-            to_all = torch.einsum("bmd,bknd->bmkn", self._local[:, place], self._local)
-            nearest = to_all.masked_fill(~self._real[:, None], -1.0).amax(3)
+        for place in range(local.shape[1]):
+            to_all = torch.einsum("bmd,bknd->bmkn", local[:, place], local)
             others = self._present.clone()
             others[:, place] = False
-            nearest = nearest.masked_fill(~others[:, None], -1.0)
+            nearest = to_all.masked_fill(~real[:, None], -1.0).amax(3).masked_fill(~others[:, None], -1.0)
             largest.append(nearest.amax(2))
-            mean.append((nearest * others[:, None]).sum(2) / rearrange(others.sum(1).clamp(min=1), "b -> b 1"))
-        return [torch.stack(largest, dim=1), torch.stack(mean, dim=1)]
+            mean.append((nearest * others[:, None]).sum(2) / others.sum(1, keepdim=True).clamp(min=1))
+        return torch.stack([torch.stack(largest, dim=1), torch.stack(mean, dim=1)], dim=-1)
+
+
+def _taken(values: Tensor, places: Tensor) -> Tensor:
+    """Select places (B, K, kept) of the third dimension of values (B, K, L, …)."""
+    return values.gather(2, repeat(places, "b k l -> b k l d", d=values.shape[-1]))
 
 
 def _standardised(numbers: Tensor, real: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from small_inputs import QUICK, write_glyphs
 
 import locore
+from experiments._config import read_experiment
 from experiments.run import main
+from locore.pipeline.settings import RESIDUAL_HEAD
 
 EXTRACTOR = {"image_size": 32, "local_stage": 3, "grid_size": 2}
 
@@ -73,3 +75,14 @@ def test_a_metric_that_decides_and_is_not_measured_is_reported(photos, tmp_path,
     arguments = ["--gin", "gin/query_attention.gin", *(p for line in lines for p in ("--set", line))]
     assert main([*arguments, "--out", str(tmp_path / "wrong")]) == 2
     assert "did you mean 'mAP@R'" in capsys.readouterr().err
+
+
+def test_our_head_is_the_same_in_the_library_and_in_gin():
+    experiment, _ = read_experiment(["gin/mamba.gin"], [], 0)
+    assert {name: getattr(experiment.model, name) for name in RESIDUAL_HEAD} == RESIDUAL_HEAD
+    assert experiment.sampling == locore.Sampling(hard_negatives=True)
+    plain, _ = read_experiment(["gin/mamba.gin", "gin/head/plain.gin"], [], 0)
+    assert {name: getattr(plain.model, name) for name in RESIDUAL_HEAD} == {
+        name: getattr(locore.Model(), name) for name in RESIDUAL_HEAD
+    }
+    assert plain.sampling == locore.Sampling()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -14,6 +15,8 @@ from locore.reranking.reranker import Ranking, Shortlist, only_present, reranker
 @dataclass(frozen=True)
 class Chamfer:
     """Mean over the query's locals of the similarity to the nearest of the candidate's."""
+
+    search_weight: ClassVar[float] = 0.7  # see `default_ensemble`
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +22,8 @@ class DatabaseAugmentation:
         neighbours: number of others.
         alpha: power of their similarities, which are their weights.
     """
+
+    search_weight: ClassVar[float] = 0.3  # see `default_ensemble`
 
     neighbours: int = 10
     alpha: float = 3.0

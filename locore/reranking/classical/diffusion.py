@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Diffusion:
         descriptors: "global", or "local" for chamfer similarities, which tell overlapping views of one place from
             others.
     """
+
+    search_weight: ClassVar[float] = 0.8  # see `default_ensemble`
 
     neighbours: int = 10
     gamma: float = 3.0

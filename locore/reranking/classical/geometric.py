@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Geometric:
         tolerance: largest error of an inlier, as a share of the image's side.
         ratio: distance of a match over that of the second best one at most (Lowe 2004), for keypoints; 1 = any.
     """
+
+    search_weight: ClassVar[float] = 0.9  # see `default_ensemble`
 
     transformation: str = "homography"
     iterations: int = 10_000

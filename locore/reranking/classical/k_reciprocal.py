@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class KReciprocal:
         k2: number of neighbours that a neighbourhood is averaged over.
         distance_weight: λ, weight of the original distance.
     """
+
+    search_weight: ClassVar[float] = 0.0  # see `default_ensemble`
 
     k1: int = 20
     k2: int = 6

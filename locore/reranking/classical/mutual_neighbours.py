@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,8 @@ class MutualNeighbours:
     Attributes:
         min_similarity: similarity of a match at least.
     """
+
+    search_weight: ClassVar[float] = 0.7  # see `default_ensemble`
 
     min_similarity: float = 0.0
 

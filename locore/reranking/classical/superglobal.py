@@ -5,6 +5,7 @@ list.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,8 @@ class SuperGlobal:
         neighbours: K, number of neighbours of a candidate, itself not counted.
         beta: weight of a neighbour.
     """
+
+    search_weight: ClassVar[float] = 0.2  # see `default_ensemble`
 
     neighbours: int = 9
     beta: float = 0.15
