@@ -196,8 +196,9 @@ def choose_without_training(
 
 
 def _rerank_pass(experiment: Experiment, search: Search, model: Reranker):
-    """Re-rank as many candidates as one pass has."""
-    return search.rerank(model, plan(experiment).pass_size, batch_of_lists(experiment, model), distributed.device())
+    """Re-rank as many candidates as one pass of the model reads."""
+    count = plan(experiment).pass_size if experiment.model.listwise else experiment.reranking.candidates
+    return search.rerank(model, count, batch_of_lists(experiment, model), distributed.device())
 
 
 def _absolute(name: str) -> str:

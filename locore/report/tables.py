@@ -64,7 +64,8 @@ def rows(
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
         main = metrics_shown[-1]
         if "ensemble" in found[0]:
-            row[f"ensemble {main}"] = spread([r["ensemble"][main] for r in found])
+            for n in dict.fromkeys((metrics_shown[0], main)):
+                row[f"ensemble {n}"] = spread([r["ensemble"][n] for r in found])
         if all("training" in r["seconds"] for r in runs):
             row["training s"] = used(runs, [r["seconds"]["training"] for r in runs], 0)
         if costs:

@@ -20,6 +20,7 @@ from locore.report import tables
 from locore.reranking import Shortlist, pairwise
 from locore.reranking.learned.ames import AMES
 from locore.reranking.learned.cvnet import CVNet
+from locore.reranking.learned.elvis import ELViS, assignment
 from locore.reranking.learned.r2former import R2Former
 from locore.reranking.learned.rrt import RRT, MapRRT
 from locore.reranking.pairwise import PairwiseReranker
@@ -29,9 +30,12 @@ MODELS = {
     "rrt_sop": lambda: MapRRT(16, **SMALL),
     "rrt_gld": lambda: RRT(16, 40, **SMALL),
     "ames": lambda: AMES(24, width=16, **{**SMALL, "heads": 2}),
+    "ames_binary": lambda: AMES(24, width=16, bits=16, **{**SMALL, "heads": 2}),
+    "elvis": lambda: ELViS(24),
+    "elvis_binary": lambda: ELViS(24, bits=128),
     "r2former": lambda: R2Former(32, depth=3, pair_depth=2, heads=2, matches=5),
 }
-UNTOLD = {"ames": {"heads": 2}, "r2former": {"heads": 2}, "rrt": {}}  # what the golden tensors do not show
+UNTOLD = {"ames": {"heads": 2}, "elvis": {}, "r2former": {"heads": 2}, "rrt": {}}  # what the golden tensors do not show
 CASES = sorted(
     name for path in FOLDER.glob("*.io.safetensors") if (name := path.name.split(".")[0]).startswith(tuple(UNTOLD))
 )
@@ -70,6 +74,16 @@ def test_scores_are_the_published_ones(case):
         found = model.pairs(image(golden, "src"), image(golden, "tgt"))
     expected = golden.get("final_score", golden.get("score"))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    if "score_unmasked" in golden:
+        whole = [
+            replace(image(golden, which), mask=torch.ones_like(golden[f"{which}_mask"])) for which in ("src", "tgt")
+        ]
+        with torch.inference_mode():
+            torch.testing.assert_close(model.pairs(*whole), golden["score_unmasked"], atol=1e-5, rtol=0)
+    if "training_logit" in golden:
+        with torch.inference_mode():
+            found = model.logits(image(golden, "src"), image(golden, "tgt"))
+        torch.testing.assert_close(found, golden["training_logit"], atol=1e-5, rtol=0)
     if "local_logits" in golden:
         with torch.inference_mode():
             logits = model.classes(image(golden, "src"), image(golden, "tgt"))
@@ -86,6 +100,20 @@ def test_cvnets_correlation_and_classes_are_the_published_ones(case):
     torch.testing.assert_close(correlation.sum((4, 5)), golden["correlation_sum"], atol=1e-5, rtol=1e-6)  # of 96 terms
     torch.testing.assert_close(classes, golden["logits"], atol=1e-5, rtol=0)
     torch.testing.assert_close(classes.softmax(1)[:, 1], golden["score"], atol=1e-5, rtol=0)
+
+
+def test_an_assignment_gives_every_row_and_column_what_it_has_to_give():
+    random = torch.Generator().manual_seed(0)
+    alike, rows, columns = (
+        torch.rand(shape, generator=random, dtype=torch.float64) for shape in ((3, 5, 8), (3, 5), (3, 8))
+    )
+    found = assignment(alike, rows, columns, torch.tensor(1.0, dtype=torch.float64))
+    # The rest goes to the bins; columns were scaled last, rows are not yet exact after ten rounds.
+    assert (found.sum(1) < 1 + 1e-9).all() and (found.sum(2) < 1.1).all()
+    exact = torch.zeros(1, 5, 8, dtype=torch.float64)
+    exact[0, 2, 6] = 3.0
+    found = assignment(exact, rows[:1], columns[:1], torch.tensor(1.0, dtype=torch.float64))
+    assert found.argmax() == 2 * 8 + 6 and found[0, 2, 6] > 0.9
 
 
 def test_cvnet_reads_the_map_that_locals_were_cells_of():
@@ -152,7 +180,8 @@ def test_published_weights_that_do_not_fit_are_reported(tmp_path):
 
 def lists(case: str) -> Shortlist:
     torch.manual_seed(0)
-    local, global_ = {"rrt_sop": (16, 8), "rrt_gld": (16, 40), "ames": (24, 8), "r2former": (12, 40)}[case]
+    widths = {"rrt_sop": (16, 8), "rrt_gld": (16, 40), "r2former": (12, 40)}
+    local, global_ = widths.get(case, (24, 8))
     return Shortlist.random(2, 6, 9, local, global_)
 
 
@@ -180,7 +209,7 @@ def test_pairs_that_do_not_fit_at_once_follow_each_other(case, monkeypatch):
     assert counts == [5, 5, 2]
 
 
-@pytest.mark.parametrize("case", ["rrt_gld", "ames"])
+@pytest.mark.parametrize("case", ["rrt_gld", "ames", "elvis"])
 def test_what_a_missing_local_holds_does_not_matter(case):
     model, _ = published(case)
     shortlist = lists(case)

@@ -1,4 +1,4 @@
-"""AMES (Suma et al. 2024), not binarised, under the names of the published weights."""
+"""AMES (Suma et al. 2024), under the names of the published weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.table import Descriptors
+from locore.reranking.learned._binary import inferred, remapping
 from locore.reranking.pairwise import PairwiseReranker, count_layers, start_linear
 from locore.reranking.reranker import rerankers
 
@@ -66,13 +67,22 @@ class AMES(PairwiseReranker):
         depth: number of layers.
         heads: attention heads.
         inner: width of the feed-forward layers.
+        bits: of binarised local descriptors, as in the distilled weights; None = they are not binarised.
     """
 
-    def __init__(self, local_dim: int, width: int = 128, depth: int = 5, heads: int = 2, inner: int = 1024):
+    def __init__(
+        self,
+        local_dim: int,
+        width: int = 128,
+        depth: int = 5,
+        heads: int = 2,
+        inner: int = 1024,
+        bits: int | None = None,
+    ):
         super().__init__()
-        self.width = width
+        self.width, self.bits = width, bits
         self.mtc_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.remap_local = nn.Sequential(nn.Linear(local_dim, width), nn.LayerNorm(width))
+        self.remap_local = remapping(local_dim, width, bits)
         self.decoder = Decoder(width, depth, heads, inner)
         self.classifier = nn.Linear(width, 1)
         start_linear(self, partial(nn.init.trunc_normal_, std=0.02))
@@ -81,11 +91,11 @@ class AMES(PairwiseReranker):
     def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
         if "mtc_token" not in tensors:
             return None
-        width, local_dim = tensors["remap_local.0.weight"].shape
+        shown = inferred(tensors)
         inner = len(tensors["decoder.layers.0.linear1.weight"])
         # Heads of size 64, as the published ones have; another number cannot be seen and has to be given.
-        heads, layers = max(1, width // 64), count_layers(tensors, "decoder.layers.")
-        return {"local_dim": local_dim, "width": width, "depth": layers, "heads": heads, "inner": inner}
+        heads, layers = max(1, len(tensors["mtc_token"]) // 64), count_layers(tensors, "decoder.layers.")
+        return {**shown, "depth": layers, "heads": heads, "inner": inner}
 
     def projections(self, descriptors: Descriptors) -> list[tuple[nn.Module, Tensor]]:
         return [(self.remap_local[0], F.normalize(descriptors.local, dim=-1))]
@@ -93,7 +103,7 @@ class AMES(PairwiseReranker):
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Return the logits (N,) of N pairs."""
         ours, theirs = (self.remap_local(F.normalize(image.local, dim=-1)) for image in (query, candidate))
-        if not self.training:  # a gallery is stored in half precision
+        if not self.training and self.bits is None:  # a gallery is stored in half precision, or as bits
             theirs = theirs.half().to(ours.dtype)
         asking = self.mtc_token.expand(len(ours), 1, -1)
         missing = F.pad(~torch.cat([query.mask, candidate.mask], dim=1), (1, 0), value=False)
