@@ -127,6 +127,23 @@ def test_lists_are_drawn_with_as_many_positives_as_asked(sampling, positives):
     assert counts <= set(positives) and seen >= set(np.flatnonzero(~right).tolist())
 
 
+def test_lists_with_hard_negatives_are_the_nearest_that_are_left():
+    """However many of the nearest are right, a list has wrong ones, and they are the nearest wrong ones."""
+    right = np.array([True] * 30 + [False, True, False, False, True, False, False, False, False, False])
+    random, counts = np.random.default_rng(0), set()
+    for _ in range(200):
+        places = Sampling(hard_negatives=True, shuffle=False).draw(right, 8, random)
+        positives = places[right[places]]
+        counts.add(len(positives))
+        assert len(places) == 8 and (np.diff(places) > 0).all()
+        assert places[~right[places]].tolist() == np.flatnonzero(~right)[: 8 - len(positives)].tolist()
+    assert counts == {1, 2, 3, 4}
+    few = {int(right[Sampling(hard_negatives=True, max_positives=2).draw(right, 8, random)].sum()) for _ in range(50)}
+    assert few == {1, 2}
+    assert right[Sampling(hard_negatives=True).draw(np.ones(9, dtype=bool), 8, random)].all()  # there are no others
+    assert len(Sampling(hard_negatives=True).draw(np.zeros(9, dtype=bool), 8, random)) == 8
+
+
 def test_lists_that_are_not_shuffled_keep_the_order_of_the_neighbours():
     random, right = np.random.default_rng(0), np.arange(12) % 3 == 0
     places = [Sampling(shuffle=False, min_positives=2).draw(right, 8, random) for _ in range(50)]

@@ -56,7 +56,8 @@ class ELViS(PairwiseReranker):
         ours, theirs = (F.normalize(self.remap_local(image.local), dim=-1) for image in (query, candidate))
         real = query.mask[:, :, None] & candidate.mask[:, None]
         alike = (ours @ theirs.mT).masked_fill(~real, -torch.inf)
-        assigned = assignment(alike, *(self.dust_bin_mlp(x).squeeze(2) for x in (ours, theirs)), self.dust_bin)
+        of_rows, of_columns = (self.dust_bin_mlp(local).squeeze(2) for local in (ours, theirs))
+        assigned = assignment(alike, of_rows, of_columns, self.dust_bin)
         strongest = torch.cat([assigned.amax(2), assigned.amax(1)], dim=1)
         votes = torch.sigmoid(self.f(strongest[..., None]).squeeze(2))
         return (votes * torch.cat([query.mask, candidate.mask], dim=1)).sum(1)
