@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--crop", type=int, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="of the query, in pixels")
     group = parser.add_argument_group("how it is re-ranked")
     group.add_argument(
-        "--reranker", default="chamfer", help="a run folder, or a re-ranker without weights (default: chamfer)"
+        "--reranker",
+        default="chamfer",
+        help="a run folder, or a re-ranker without weights, whose score is combined with the search's similarity\n"
+        "(default: chamfer)",
     )
     group.add_argument("--candidates", type=int, default=100, help="how many are re-ranked (default 100)")
     group = parser.add_argument_group("results")

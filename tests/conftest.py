@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several at once, so a core each, befo
 
 EXPECTED_SKIPS = (
     "emoji.zip is not on this machine",
+    "groceries.zip is not on this machine",
     "no CUDA device on this machine",
     "no Chromium on this machine",
     "the GPU runs the kernels themselves",
