@@ -16,7 +16,7 @@ from locore.reranking.reranker import Ranking, Shortlist, only_present, reranker
 class Chamfer:
     """Mean over the query's locals of the similarity to the nearest of the candidate's."""
 
-    search_weight: ClassVar[float] = 0.7  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.7
 
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:

@@ -23,7 +23,7 @@ class DatabaseAugmentation:
         alpha: power of their similarities, which are their weights.
     """
 
-    search_weight: ClassVar[float] = 0.3  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.4
 
     neighbours: int = 10
     alpha: float = 3.0

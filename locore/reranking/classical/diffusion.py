@@ -29,7 +29,7 @@ class Diffusion:
             others.
     """
 
-    search_weight: ClassVar[float] = 0.8  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.9
 
     neighbours: int = 10
     gamma: float = 3.0

@@ -41,7 +41,7 @@ class Geometric:
         ratio: distance of a match over that of the second best one at most (Lowe 2004), for keypoints; 1 = any.
     """
 
-    search_weight: ClassVar[float] = 0.9  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.9
 
     transformation: str = "homography"
     iterations: int = 10_000

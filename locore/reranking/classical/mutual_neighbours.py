@@ -20,7 +20,7 @@ class MutualNeighbours:
         min_similarity: similarity of a match at least.
     """
 
-    search_weight: ClassVar[float] = 0.7  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.7
 
     min_similarity: float = 0.0
 

@@ -22,7 +22,7 @@ class SuperGlobal:
         beta: weight of a neighbour.
     """
 
-    search_weight: ClassVar[float] = 0.2  # see `default_ensemble`
+    search_weight: ClassVar[float] = 0.9
 
     neighbours: int = 9
     beta: float = 0.15
