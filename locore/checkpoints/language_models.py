@@ -62,7 +62,7 @@ def start_from(model: ListwiseReranker, folder: str | Path) -> None:
     tensors["embeddings.position_embeddings.weight"] = _positions(rows, len(wanted["embedding.position.weight"]), long)
     tensors["sep_embedding"], tensors["pad_embedding"] = words[sep], words[pad]
     started = published.from_published({f"language_model.longformer.{name}": v for name, v in tensors.items()})
-    own = ("embedding.local", "embedding.global_", "embedding.scale", "head")
+    own = ("embedding.local", "embedding.global_", "embedding.scale", "embedding.match_of", "head", "log_residual")
     kept = {name: value for name, value in wanted.items() if name.startswith(own)}
     safetensors.fill(model, {**started, **kept}, str(folder))
 

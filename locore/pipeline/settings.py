@@ -24,7 +24,7 @@ from locore.training.loop import Training
 
 LISTWISE = "listwise"
 # Our own list-wise rows, as gin/head/residual.gin has them; the defaults below are the paper's.
-RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "query", "kept_locals": 12, "positions": "none"}
+RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "list", "kept_locals": 12, "positions": "none"}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -188,7 +188,7 @@ class Reranking:
         if self.temperature is not None and not 0 < self.temperature < 1e9:
             raise ValueError(f"Reranking.temperature = {self.temperature} must be above 0.")
         if self.alpha is None and self.temperature is not None:
-            raise ValueError("Reranking.temperature needs Reranking.alpha; give both or neither.")
+            raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
 
     @property
     def pass_size(self) -> int:
@@ -253,7 +253,7 @@ class Experiment:
         check_types(self)
         if self.model.learned and self.reranking.alpha is not None and self.reranking.temperature is None:
             raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
-        if not self.model.learned and self.reranking.temperature is not None:
+        if not self.model.learned and self.reranking.ensemble and self.reranking.temperature is not None:
             raise ValueError(f"'{self.model.method}' gives no logits; leave Reranking.temperature out.")
         if not 0 <= self.embedder_lr_scale <= 1:
             raise ValueError(f"Experiment.embedder_lr_scale = {self.embedder_lr_scale} must be in [0, 1].")
