@@ -138,12 +138,15 @@ def _reranker(spec: dict, layout):
 
 
 def reads_locals(reranker, shortlist) -> bool:
-    """Return whether other local descriptors of the candidates change the ranking."""
-    candidates = shortlist.candidates
-    others = replace(shortlist, candidates=replace(candidates, local=torch.randn_like(candidates.local)))
+    """Return whether the ranking changes where half of the candidates have the query's local descriptors."""
+    candidates, count = shortlist.candidates, shortlist.similarities.shape[1]
+    same = {name: getattr(candidates, name).clone() for name in ("local", "position")}
+    for name, values in same.items():
+        values[:, count // 2 :] = getattr(shortlist.query, name)[:, None]
+    others = replace(shortlist, candidates=replace(candidates, **same))
     ours, theirs = (reranker.rerank(each) for each in (shortlist, others))
-    same = torch.equal(ours.order, theirs.order)
-    return not (same and (ours.scores is None or torch.equal(ours.scores, theirs.scores)))
+    unchanged = torch.equal(ours.order, theirs.order)
+    return not (unchanged and (ours.scores is None or torch.equal(ours.scores, theirs.scores)))
 
 
 def flops(run) -> int:

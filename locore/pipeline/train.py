@@ -34,6 +34,7 @@ from locore.training.loop import Training
 from locore.utils import distributed
 from locore.utils.timing import Stages
 
+NOISE = 0.005  # of a metric: less is not counted as a loss
 ROWS = 10_000  # rows of a neighbour file at a time
 WHITENED = 20_000  # images that a whitening is estimated from
 
@@ -174,13 +175,18 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
 
 
 def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble | StandardisedEnsemble:
-    """Choose the best ensemble on a search that validates, with as many candidates as one pass has."""
+    """Choose the best ensemble on a search that validates, with as many candidates as one pass has.
+
+    The best is the one with the highest main metric among those that make no shown metric worse than the search does.
+    """
     found = _rerank_pass(experiment, validation, model)
     kind = Ensemble if experiment.model.learned else StandardisedEnsemble
-    main = validation.suite.main
+    searched = validation.metrics(None)
 
     def quality(order: Tensor) -> float:
-        return float(validation.metrics(order)[main].mean())
+        metrics = validation.metrics(order)
+        harm = any(metrics[name].mean() < searched[name].mean() - NOISE for name in validation.suite.shown)
+        return float(metrics[validation.suite.main].mean()) - harm
 
     return kind.fit(found.similarities, found.comparable_scores(), quality)
 

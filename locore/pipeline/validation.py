@@ -54,6 +54,6 @@ def validation_search(
         answers.positive[row] = np.empty(0, dtype=np.int64)  # is no query
     table = Rows(descriptors, torch.from_numpy(rows))
     benchmark = Benchmark(
-        "validation", None, gallery, gallery, {"all": answers}, every, MetricLearning((1,)), validation=True
+        "validation", None, gallery, gallery, {"all": answers}, every, MetricLearning((1, 10)), validation=True
     )
     return Search.build(benchmark, table, table, candidates), rows

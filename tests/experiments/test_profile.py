@@ -104,7 +104,7 @@ def test_every_re_ranker_has_its_costs(capsys, name, options):
 
 def test_what_reads_local_descriptors_is_found_out():
     torch.manual_seed(0)
-    shortlist = Shortlist.random(2, 6, 9, 16, 24)
+    shortlist = Shortlist.random(2, 6, 49, 16, 24)
     reads = {name: reads_locals(rerankers.create(name), shortlist) for name in ("chamfer", "geometric", "superglobal")}
     assert reads == {"chamfer": True, "geometric": True, "superglobal": False}
 
