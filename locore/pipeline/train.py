@@ -145,7 +145,8 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         if not embedder:
             return validation
         table = OnlineTable(embedder, experiment.extractor, validating).all()
-        return replace(validation, queries=table, gallery=table)
+        assert isinstance(validation.queries, Rows)  # of the gallery
+        return replace(validation, queries=replace(validation.queries, table=table), gallery=table)
 
     def validate() -> dict[str, float]:
         reranked = _rerank_pass(experiment, described_now(), model)

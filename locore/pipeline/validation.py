@@ -47,13 +47,11 @@ def validation_search(
         The search, and the rows of its gallery among the training images.
     """
     rows = np.flatnonzero(searched)
-    every, gallery = np.arange(len(rows)), images.subset(rows)
-    answers = Relevance.from_labels(gallery.labels, gallery.labels, every)
-    drawn = np.random.default_rng(0).permutation(np.flatnonzero(asking[rows]))[:QUERIES]
-    for row in np.setdiff1d(every, drawn):
-        answers.positive[row] = np.empty(0, dtype=np.int64)  # is no query
-    table = Rows(descriptors, torch.from_numpy(rows))
+    gallery, table = images.subset(rows), Rows(descriptors, torch.from_numpy(rows))
+    drawn = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(asking[rows]))[:QUERIES])
+    queries = gallery.subset(drawn)
+    answers = Relevance.from_labels(queries.labels, gallery.labels, drawn)
     benchmark = Benchmark(
-        "validation", None, gallery, gallery, {"all": answers}, every, MetricLearning((1, 10)), validation=True
+        "validation", None, queries, gallery, {"all": answers}, drawn, MetricLearning((1, 10)), validation=True
     )
-    return Search.build(benchmark, table, table, candidates), rows
+    return Search.build(benchmark, Rows(table, torch.from_numpy(drawn)), table, candidates), rows
