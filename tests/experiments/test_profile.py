@@ -87,10 +87,14 @@ def test_a_comparison_says_all_that_it_measured(capsys):
     ("name", "options"),
     [
         ("chamfer", []),
-        ("ames", []),
         *(
             pytest.param(name, options, marks=pytest.mark.slow)
-            for name, options in (("superglobal", ["--one-by-one"]), ("cvnet", []), ("cvnet", ["--one-by-one"]))
+            for name, options in (
+                ("ames", []),
+                ("superglobal", ["--one-by-one"]),
+                ("cvnet", []),
+                ("cvnet", ["--one-by-one"]),
+            )
         ),
     ],
 )

@@ -94,6 +94,7 @@ def folders(tmp_path):
     return [tmp_path / "one", tmp_path / "two"]
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_to_those_of_one_process(tmp_path, folders):
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     for by, folder in zip((ONE, TWO), folders, strict=True):

@@ -179,6 +179,7 @@ def run(method, out, *lines):
     assert main(["--gin", f"gin/{method}.gin", *arguments, "--out", str(out)]) == 0
 
 
+@pytest.mark.slow  # tests/report runs it as well
 def test_the_command_probes_runs(tmp_path, capsys):
     run("query_attention", tmp_path / "alone", "Model.matching = 'none'", "Model.residual = None")
     assert command.main([str(tmp_path / "alone"), "--queries", "4", "--orders", "3", "--out", str(tmp_path)]) == 0
