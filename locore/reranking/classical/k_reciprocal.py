@@ -22,7 +22,7 @@ class KReciprocal:
         distance_weight: λ, weight of the original distance.
     """
 
-    search_weight: ClassVar[float] = 0.8
+    search_weight: ClassVar[float] = 0.9
 
     k1: int = 20
     k2: int = 6

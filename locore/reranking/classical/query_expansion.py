@@ -23,7 +23,7 @@ class QueryExpansion:
         alpha: power of their similarities, which are their weights.
     """
 
-    search_weight: ClassVar[float] = 0.8
+    search_weight: ClassVar[float] = 0.85
 
     neighbours: int = 10
     alpha: float = 3.0

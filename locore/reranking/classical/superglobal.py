@@ -22,7 +22,7 @@ class SuperGlobal:
         beta: weight of a neighbour.
     """
 
-    search_weight: ClassVar[float] = 0.9
+    search_weight: ClassVar[float] = 0.95
 
     neighbours: int = 9
     beta: float = 0.15
