@@ -148,11 +148,16 @@ class ListEmbedding(nn.Module):
         tokens = rearrange(blocks, "b i s d -> b (i s) d") + self.position(row) + self.token_type
         return self.dropout(self.norm(tokens)), layout, rearrange(real, "b i s -> b (i s)")
 
-    def kept_places(self, shortlist: Shortlist) -> Tensor | None:
-        """Return (B, 1 + K, kept) places of the local descriptors that are read, ascending; None = all are."""
+    def kept_places(self, shortlist: Shortlist, matches: Matches | None = None) -> Tensor | None:
+        """Return (B, 1 + K, kept) places of the local descriptors that are read, ascending; None = all are.
+
+        Args:
+            shortlist: the lists.
+            matches: theirs, if they are known.
+        """
         if self.kept_locals is None or self.kept_locals >= shortlist.query.mask.shape[1]:
             return None
-        return Matches(shortlist).most_alike(self.kept_locals)
+        return (matches or Matches(shortlist)).most_alike(self.kept_locals)
 
     def blocks(self, shortlist: Shortlist) -> Embedded:
         """Embed what does not depend on the place of a candidate."""
@@ -169,16 +174,16 @@ class ListEmbedding(nn.Module):
                 f"{self.scale.num_embeddings - 1}; give descriptors of the scales that it was trained on."
             )
         local, real, of_image = self.local(both("local")) + self.scale(scale), both("mask"), None
-        if (places := self.kept_places(shortlist)) is not None:
+        matches = None if self.matching == "none" else Matches(shortlist)
+        if (places := self.kept_places(shortlist, matches)) is not None:
             real = real.gather(2, places)
             local = local.gather(2, repeat(places, "b i l -> b i l d", d=local.shape[-1]))
-        if self.matching != "none":
-            matches, among = Matches(shortlist), self.matching == "list"
+        if matches:
+            among = self.matching == "list"
             numbers = matches.of_locals(among, None if places is None else places[:, 1:]).to(local.dtype)
             local = torch.cat([local[:, :1], local[:, 1:] + self.match_of_local(numbers)], dim=1)
             of_image = self.match_of_image(matches.of_images(among).to(local.dtype))
-        parts = [local]
-        parts.append(self.sep.expand(*real.shape[:2], 1, -1).to(parts[0].dtype))
+        parts = [local, self.sep.expand(*real.shape[:2], 1, -1).to(local.dtype)]
         real = F.pad(real, (0, 1), value=True)
         if self.global_token:
             token = self.global_(both("global_descriptor"))
