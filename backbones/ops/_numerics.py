@@ -19,7 +19,7 @@ def exp(x):
     raise NotImplementedError
 
 
-@overload(exp, inline="always")
+@overload(exp)
 def _exp(x):
     """float32: Cephes' polynomial (relative error below 2e-7), branch-free so that it vectorises. float64: libm."""
     if not (isinstance(x, types.Float) and x.bitwidth == 32):
@@ -56,7 +56,7 @@ def log(x):
     raise NotImplementedError
 
 
-@overload(exp2, inline="always")
+@overload(exp2)
 def _exp2(x):
     """float32: a polynomial for the fraction (relative error below 3e-7), a third cheaper than `exp`. float64: libm."""
     if not (isinstance(x, types.Float) and x.bitwidth == 32):
@@ -77,7 +77,7 @@ def _exp2(x):
     return impl
 
 
-@register_jitable(inline="always")
+@register_jitable
 def log_near_one(r):
     """log(1 + r) for r in [-0.3, 0.42], float32: Cephes' polynomial."""
     z = r * r
@@ -93,7 +93,7 @@ def log_near_one(r):
     return r + z * (p * r - np.float32(0.5))
 
 
-@overload(log, inline="always")
+@overload(log)
 def _log(x):
     """float32: relative error below 2e-7, branch-free so that it vectorises. float64: libm."""
     if not (isinstance(x, types.Float) and x.bitwidth == 32):
@@ -109,7 +109,7 @@ def _log(x):
     return impl
 
 
-@overload(softplus, inline="always")
+@overload(softplus)
 def _softplus(x):
     """float32: max(x, 0) + log(1 + u), u = e^-|x| in [0, 1], halved where 1 + u is nearer to 2. float64: libm."""
     if not (isinstance(x, types.Float) and x.bitwidth == 32):

@@ -60,11 +60,12 @@ def _taps(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return array(weight.flip(-1).transpose(1, 2)), array(bias)
 
 
-@register_jitable(inline="always")
+@register_jitable
 def _mix(x, weight, bias, b, d, t, inner):
     """Compute the input of the SiLU at token t."""
     _, tokens, channels = x.shape
-    inner[:] = bias[d]
+    for c in range(channels):
+        inner[c] = bias[d, c]
     for j in range(weight.shape[1]):
         source = t + j if d else t - j
         if 0 <= source < tokens:
@@ -121,11 +122,13 @@ def _backward_x(inner_grad, weight, grad_x):
         b, first = item // chunks, item % chunks * CHUNK
         total = np.empty(channels, grad_x.dtype)
         for t in range(first, min(first + CHUNK, tokens)):
-            total[:] = 0
+            for c in range(channels):
+                total[c] = 0
             for d in range(directions):
                 for j in range(taps):
                     reader = t - j if d else t + j
                     if 0 <= reader < tokens:
                         for c in range(channels):
                             total[c] += weight[d, j, c] * inner_grad[d, b, reader, c]
-            grad_x[b, t] = total
+            for c in range(channels):
+                grad_x[b, t, c] = total[c]

@@ -79,12 +79,17 @@ def _forward(x, step, A, B, C, D, y, states):
         state = np.zeros((N, CHANNELS), x.dtype)
         delta, drive, out = np.zeros(CHANNELS, x.dtype), np.zeros(CHANNELS, x.dtype), np.zeros(CHANNELS, x.dtype)
         for d in range(directions):
-            decay[:, :width] = A[d, :, start : start + width] * x.dtype.type(LOG2_E)  # powers of 2 are cheaper
-            state[:] = 0
+            for n in range(N):
+                for c in range(width):
+                    decay[n, c] = A[d, n, start + c] * x.dtype.type(LOG2_E)  # powers of 2 are cheaper
+                for c in range(CHANNELS):
+                    state[n, c] = 0
             for i in range(tokens):
                 t = tokens - 1 - i if d else i
                 if i % STRIDE == 0:
-                    states[d, b, i // STRIDE, :, start : start + width] = state[:, :width]
+                    for n in range(N):
+                        for c in range(width):
+                            states[d, b, i // STRIDE, n, start + c] = state[n, c]
                 for c in range(width):
                     now = softplus(step[d, b, t, start + c])
                     delta[c] = now
@@ -122,13 +127,17 @@ def _backward(grad, x, step, A, B, C, D, states, grad_x, grad_step, grad_A, grad
         drive, value, out = np.zeros(CHANNELS, x.dtype), np.zeros(CHANNELS, x.dtype), np.zeros(CHANNELS, x.dtype)
         to_drive, to_delta = np.zeros(CHANNELS, x.dtype), np.zeros(CHANNELS, x.dtype)
         for d in range(directions):
-            decay[:, :width] = A[d, :, start : start + width] * x.dtype.type(LOG2_E)  # powers of 2 are cheaper
-            carried[:] = 0
-            sum_A[:] = 0
+            for n in range(N):
+                for c in range(width):
+                    decay[n, c] = A[d, n, start + c] * x.dtype.type(LOG2_E)  # powers of 2 are cheaper
+                for c in range(CHANNELS):
+                    carried[n, c], sum_A[n, c] = 0, 0
             for chunk in range((tokens - 1) // STRIDE, -1, -1):
                 first = chunk * STRIDE
                 length = min(STRIDE, tokens - first)
-                before[0, :, :width] = states[d, b, chunk, :, start : start + width]
+                for n in range(N):
+                    for c in range(width):
+                        before[0, n, c] = states[d, b, chunk, n, start + c]
                 for i in range(length):
                     t = tokens - 1 - first - i if d else first + i
                     for c in range(width):
@@ -147,8 +156,8 @@ def _backward(grad, x, step, A, B, C, D, states, grad_x, grad_step, grad_A, grad
                         value[c] = x[d, b, t, start + c]
                         drive[c] = deltas[i, c] * value[c]
                         out[c] = grad[b, t, start + c]
-                    to_drive[:] = 0
-                    to_delta[:] = 0
+                    for c in range(CHANNELS):
+                        to_drive[c], to_delta[c] = 0, 0
                     for n in range(N):
                         gain, read = B[d, b, t, n], C[d, b, t, n]
                         sum_B = x.dtype.type(0)
@@ -172,4 +181,6 @@ def _backward(grad, x, step, A, B, C, D, states, grad_x, grad_step, grad_A, grad
                         ) * slope
                         grad_x[d, b, t, start + c] = to_drive[c] * deltas[i, c] + D[d, start + c] * out[c]
                         grad_D[b, d, start + c] += out[c] * value[c]
-            grad_A[b, d, :, start : start + width] = sum_A[:, :width]
+            for n in range(N):
+                for c in range(width):
+                    grad_A[b, d, n, start + c] = sum_A[n, c]

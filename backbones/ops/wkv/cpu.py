@@ -71,7 +71,7 @@ def _gradient(ctx, grad, _):
 wkv_operator.register_autograd(_gradient, setup_context=_save)
 
 
-@register_jitable(inline="always")
+@register_jitable
 def _pass(state, decay, key, value):
     """Move on by one token: both sums decay and add the token, their largest exponent taken out."""
     for c in range(CHANNELS):
@@ -83,6 +83,13 @@ def _pass(state, decay, key, value):
         state[2, c] = most
 
 
+@register_jitable
+def _empty(state):
+    """Set both sums to those of no token."""
+    for c in range(CHANNELS):
+        state[0, c], state[1, c], state[2, c] = 0, 0, LOWEST
+
+
 @kernel
 def _forward(w, u, k, v, causal, y, log_sum):
     batch, tokens, channels = k.shape
@@ -91,32 +98,31 @@ def _forward(w, u, k, v, causal, y, log_sum):
         b, start = item // groups, item % groups * CHANNELS
         width = min(CHANNELS, channels - start)
         decay, bonus = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
-        decay[:width], bonus[:width] = w[start : start + width], u[start : start + width]
+        for c in range(width):
+            decay[c], bonus[c] = w[start + c], u[start + c]
         # One direction's state: numerator and denominator, both times e^{-top}; a row of `state` each.
         state, key, value = np.zeros((3, CHANNELS), k.dtype), np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
         ahead = np.empty((tokens, 3, CHANNELS), k.dtype)  # the state of what follows token t, walked first and kept
-        state[2] = LOWEST
-        if causal:
-            ahead[:] = state
-        else:
-            for t in range(tokens - 1, -1, -1):
-                ahead[t] = state
+        _empty(state)
+        for t in range(tokens - 1, -1, -1):
+            for row in range(3):
+                for c in range(CHANNELS):
+                    ahead[t, row, c] = state[row, c]
+            if not causal:
                 for c in range(width):
                     key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
                 _pass(state, decay, key, value)
-            state[:2] = 0
-            state[2] = LOWEST
+        _empty(state)
         mean, total = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
         for t in range(tokens):
-            after = ahead[t]
             for c in range(width):
                 key[c], value[c] = k[b, t, start + c], v[b, t, start + c]
             for c in range(CHANNELS):
                 own = bonus[c] + key[c]
-                most = max(max(state[2, c], after[2, c]), own)
-                past, future, itself = exp(state[2, c] - most), exp(after[2, c] - most), exp(own - most)
-                below = past * state[1, c] + future * after[1, c] + itself
-                mean[c] = (past * state[0, c] + future * after[0, c] + itself * value[c]) / below
+                most = max(max(state[2, c], ahead[t, 2, c]), own)
+                past, future, itself = exp(state[2, c] - most), exp(ahead[t, 2, c] - most), exp(own - most)
+                below = past * state[1, c] + future * ahead[t, 1, c] + itself
+                mean[c] = (past * state[0, c] + future * ahead[t, 0, c] + itself * value[c]) / below
                 total[c] = most + log(below)
             _pass(state, decay, key, value)
             for c in range(width):
@@ -134,14 +140,17 @@ def _backward(grad, w, u, k, v, y, log_sum, causal, grad_w, grad_u, grad_k, grad
         b, start = item // groups, item % groups * CHANNELS
         width = min(CHANNELS, channels - start)
         decay, bonus = np.zeros(CHANNELS, k.dtype), np.zeros(CHANNELS, k.dtype)
-        decay[:width], bonus[:width] = w[start : start + width], u[start : start + width]
+        for c in range(width):
+            decay[c], bonus[c] = w[start + c], u[start + c]
         top, state = np.zeros(CHANNELS, k.dtype), np.zeros((4, CHANNELS), k.dtype)
         sums = np.zeros((2, CHANNELS), k.dtype)  # gradients of w and u
         read = np.zeros((5, CHANNELS), k.dtype)  # key, value, gradient, y and log_sum of a token
         made = np.zeros((2, CHANNELS), k.dtype)  # gradients of its key and value
         for direction in range(1 if causal else 2):
-            top[:] = LOWEST
-            state[:] = 0
+            for c in range(CHANNELS):
+                top[c] = LOWEST
+                for row in range(4):
+                    state[row, c] = 0
             for i in range(tokens):
                 t = tokens - 1 - i if direction == 0 else i
                 for c in range(width):
