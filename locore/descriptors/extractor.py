@@ -25,10 +25,10 @@ from backbones.registry import suggest
 from backbones.settings import check_types
 from locore.datasets._images import on_white
 from locore.datasets.benchmark import ImageSet, Subset
-from locore.descriptors import _sift as sift
 from locore.descriptors._fold import fold_batch_norms
 from locore.descriptors.detectors import class_attention, trained_detector
 from locore.descriptors.embedder import BUNDLED, Embedder, any_size, is_trained, weights_file
+from locore.descriptors.keypoints import KeypointDetector, describe_keypoints, keypoints
 from locore.descriptors.pooling import POOLINGS, Attention
 from locore.descriptors.shards import write_parts
 from locore.descriptors.table import LEADING, MISSING, Descriptors, read_arrays, unpack, write_arrays
@@ -59,8 +59,8 @@ class Extractor:
         scales: factors of image_size at which images are described; global descriptors are averaged, local ones
             compete.
         local_features: "grid" = cells of the map, averaged to `grid_size` × `grid_size`; "top" = the `top_k` cells with
-            the largest weight; "sift" = the `top_k` strongest keypoints of SIFT, whatever the model and `local_stage`
-            are.
+            the largest weight; "sift", "xfeat", "aliked", "disk" or a registered name = the `top_k` strongest keypoints
+            of that detector, whatever the model and `local_stage` are.
         grid_size: side of the grid in cells.
         top_k: number of cells or keypoints.
         detector: weight of a cell: "norm", "class" (the attention of a transformer's class token), or the file of an
@@ -86,7 +86,7 @@ class Extractor:
         object.__setattr__(self, "scales", tuple(self.scales))  # gin may have written a list
         for option, value, known in (
             ("pooling", self.pooling, UNTRAINED),
-            ("local_features", self.local_features, ("grid", "top", "sift")),
+            ("local_features", self.local_features, ("grid", "top", *keypoints.available())),
         ):
             if value not in known:
                 raise ValueError(f"Extractor.{option} = '{value}' is unknown{suggest(value, known)}")
@@ -125,8 +125,8 @@ class Extractor:
         """Widths of a global and of a local descriptor."""
         with torch.inference_mode():
             global_matrix, features = self.tables(self._embedder, [Image.new("RGB", (8, 8))])
-        if self.local_features == "sift":  # one colour has no keypoints
-            return global_matrix.shape[1], sift.WIDTH
+        if self._keypoints:  # one colour has none
+            return global_matrix.shape[1], self._keypoints.width
         count = int((features[0, :, MISSING] == 0).sum())
         if count < self.locals_per_image:
             raise ValueError(f"Extractor.top_k = {self.top_k}, but a square image has {count} cells; raise image_size.")
@@ -210,12 +210,12 @@ class Extractor:
         return global_matrix, features
 
     def _inputs(self, embedder: Embedder, images: Sequence[Image.Image]) -> list[list[Tensor]]:
-        """Prepare images that are described together: (N, 3, H, W) of each scale, then SIFT's features if set."""
+        """Prepare images that are described together: (N, 3, H, W) of each scale, then the keypoints if set."""
         together = [[image] for image in images] if self.keep_aspect_ratio else [images]
         inputs = [[embedder.input(some, scale, self.keep_aspect_ratio) for scale in self.scales] for some in together]
-        if self.local_features == "sift":
+        if self._keypoints:
             for each, some in zip(inputs, together, strict=True):
-                each.append(sift.features(some, self.top_k))
+                each.append(describe_keypoints(self._keypoints, some, self.top_k))
         return inputs
 
     def _table(self, embedder: Embedder, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,7 @@ class Extractor:
         found = [self._at_scale(embedder, each, number) for number, each in enumerate(scaled)]
         global_matrix, cells = zip(*found, strict=True)
         together = global_matrix[0] if len(scaled) == 1 else F.normalize(torch.stack(global_matrix).mean(0), dim=-1)
-        if self.local_features == "sift":
+        if self._keypoints:
             return together, inputs[-1]
         features = torch.cat(cells, dim=1)
         if self.local_features == "top":
@@ -285,6 +285,11 @@ class Extractor:
             return _frozen(self.model, self.weights, version, self.image_size, self.pooling)
 
     @cached_property
+    def _keypoints(self) -> KeypointDetector | None:
+        """The detector of keypoints; None = local descriptors are cells."""
+        return None if self.local_features in ("grid", "top") else keypoints.create(self.local_features)
+
+    @cached_property
     def _detector(self) -> Attention:
         embedder = Embedder.load(Path(self.detector).expanduser())
         if embedder.spec["model"] != self.model:
@@ -298,8 +303,8 @@ class Extractor:
         """Hash of the weights and of the settings that change a number; the same as under the settings' first names."""
         own = {name: value for name, value in asdict(self).items() if name not in ("batch_size", "weights")}
         settings = original_keys("Extractor", own)
-        if self.local_features == "sift":
-            settings["opencv"] = sift.version()
+        if self._keypoints:
+            settings |= self._keypoints.versions
         if self.detector not in ("norm", "class"):
             settings["detector"] = _hash(Path(self.detector).expanduser())
         file = weights_file(self.model, self.weights)

@@ -111,7 +111,8 @@ def load_with_extractor(
             near = suggest(str(reranker), untrained)
             raise ValueError(f"'{reranker}' is neither a run folder nor a re-ranker without weights{near}")
         found = rerankers.create(str(reranker))
-        return WithSearch(found, default_ensemble(found)), extractor or Extractor(**PHOTOS), None
+        own = getattr(found, "extractor", {})  # of one that reads keypoints of a kind
+        return WithSearch(found, default_ensemble(found)), extractor or Extractor(**{**PHOTOS, **own}), None
     if isinstance(reranker, str | Path):
         reranker = Path(reranker).expanduser()
         if (reranker / "metrics.json").exists() and not (reranker / WEIGHTS).exists():

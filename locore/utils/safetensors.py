@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from locore.utils.files import atomic
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "state")  # in which people save a state dict
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "state",
+    "extractor",
+)  # in which people save a state dict
 
 
 def of(module: nn.Module) -> dict[str, Tensor]:

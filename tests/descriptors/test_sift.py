@@ -8,7 +8,7 @@ from PIL import Image
 
 from locore.datasets.posters import Camera
 from locore.descriptors import Extractor
-from locore.descriptors._sift import features
+from locore.descriptors.keypoints import describe_keypoints, keypoints
 from locore.reranking import Shortlist
 from locore.reranking.classical.geometric import Geometric
 
@@ -22,7 +22,7 @@ def extractor():
 
 def test_keypoints_are_opencvs_strongest_with_the_roots_of_their_shares():
     image = Camera(0, 3, 1).render()
-    (found,) = features([image], TOP)
+    (found,) = describe_keypoints(keypoints.create("sift"), [image], TOP)
     points, described = cv2.SIFT_create().detectAndCompute(np.asarray(image.convert("L")), None)
     strongest = np.argsort([-p.response for p in points], kind="stable")[:TOP]
     real = int((found[:, 3] == 0).sum())

@@ -241,14 +241,25 @@ def test_the_command_leaves_files_that_are_read_again(root, images, tmp_path, gi
     )
 
 
-@pytest.mark.parametrize(("name", "found"), [("dinov2", "50 locals"), ("resnet50", "50 locals")])
-def test_the_files_of_models_build(name, found, capsys):
-    lines = ["Extractor.weights = 'random'", "Extractor.image_size = 112"]
+@pytest.mark.slow  # networks of 25 to 93 M parameters
+@pytest.mark.parametrize(
+    ("name", "count", "widths"),
+    [
+        ("dinov2", 50, {"global": 768, "local": 768}),
+        ("dinov3", 50, {"global": 768, "local": 768}),
+        ("perception_encoder", 49, {"global": 768, "local": 768}),
+        ("siglip2", 49, {"global": 768, "local": 768}),
+        ("resnet50", 50, {"global": 2048, "local": 1024}),
+    ],
+)
+def test_the_files_of_models_build(name, count, widths, capsys):
+    lines = ["Extractor.weights = 'random'"]
+    if count == 50:  # at any size, so at a small one
+        lines.append("Extractor.image_size = 224")
     arguments = ["--gin", f"gin/extract/{name}.gin", "--gin", "gin/data/roxford5k.gin", "--dry-run"]
     assert extract.main([*arguments, *(part for line in lines for part in ("--set", line))]) == 0
     printed = capsys.readouterr().out
-    widths = {"dinov2": {"global": 768, "local": 768}, "resnet50": {"global": 2048, "local": 1024}}
-    assert found in printed and str(widths[name]) in printed
+    assert f"{count} locals" in printed and str(widths) in printed
 
 
 def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file, capsys):

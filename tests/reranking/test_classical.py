@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden_files import FOLDER
+from published_weights import by_name, local_width
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -24,14 +25,14 @@ from locore.reranking.classical.k_reciprocal import KReciprocal
 from locore.reranking.classical.mutual_neighbours import MutualNeighbours
 from locore.reranking.classical.query_expansion import QueryExpansion
 from locore.reranking.classical.superglobal import SuperGlobal
-from locore.reranking.pairwise import is_learned
+from locore.reranking.pairwise import without_weights
 from locore.reranking.reranker import rerankers
 
 
-def shortlist(batch=2, candidates=12, local_count=6, seed=0) -> Shortlist:
+def shortlist(batch=2, candidates=12, local_count=6, local_dim=8, seed=0) -> Shortlist:
     """Candidates that are more alike the nearer they are to the query, so that every method has something to find."""
     torch.manual_seed(seed)
-    drawn = Shortlist.random(batch, candidates, local_count, 8, 16)
+    drawn = Shortlist.random(batch, candidates, local_count, local_dim, 16)
     pull = torch.linspace(1.5, 0, candidates)[None, :, None]
     global_matrix = F.normalize(
         drawn.candidates.global_descriptor + pull * drawn.query.global_descriptor[:, None], dim=-1
@@ -53,12 +54,12 @@ def globals_only(query: torch.Tensor, candidates: torch.Tensor) -> Shortlist:
     return Shortlist(torch.einsum("bd,bkd->bk", query, candidates), described(query), described(candidates))
 
 
-every = pytest.mark.parametrize("name", [name for name in rerankers.available() if not is_learned(name)])
+every = by_name(without_weights())
 
 
 @every
 def test_the_order_of_the_candidates_does_not_matter(name):
-    lists, method = shortlist(), rerankers.create(name)
+    lists, method = shortlist(local_dim=local_width(name, 8)), rerankers.create(name)
     turn = torch.stack([torch.randperm(12) for _ in range(2)])
     as_is, turned = method.rerank(lists), method.rerank(lists.take(turn))
     torch.testing.assert_close(turned.scores, as_is.scores.gather(1, turn), atol=1e-5, rtol=1e-5)
@@ -67,7 +68,7 @@ def test_the_order_of_the_candidates_does_not_matter(name):
 
 @every
 def test_candidates_that_are_not_there_change_nothing_and_come_last(name):
-    lists, method = shortlist(), rerankers.create(name)
+    lists, method = shortlist(local_dim=local_width(name, 8)), rerankers.create(name)
     short = lists.take(torch.arange(8).repeat(2, 1))
     present = torch.arange(12).repeat(2, 1) < 8
     padded = method.rerank(replace(lists, present=present))
@@ -77,7 +78,7 @@ def test_candidates_that_are_not_there_change_nothing_and_come_last(name):
 
 @every
 def test_lists_of_a_batch_do_not_touch_and_short_ones_pass(name):
-    lists, method = shortlist(), rerankers.create(name)
+    lists, method = shortlist(local_dim=local_width(name, 8)), rerankers.create(name)
     alone = Shortlist(lists.similarities[1:], lists.query[1:], lists.candidates[1:])
     torch.testing.assert_close(method.rerank(lists).scores[1:], method.rerank(alone).scores, atol=1e-5, rtol=1e-5)
     assert method.rerank(lists.take(torch.tensor([[3], [2]]))).order.tolist() == [[0], [0]]

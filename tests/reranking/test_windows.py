@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from published_weights import by_name, local_width
 
 from locore.reranking import Ensemble, ListwiseReranker, Ranking, Shortlist, Windows, pairwise
 from locore.reranking.reranker import rerankers
@@ -88,12 +89,12 @@ def test_one_window_is_the_list_and_embedding_once_changes_nothing(backbone):
     assert set(once[1, -3:].tolist()) == {9, 10, 11}  # those that are not there stay last
 
 
-@pytest.mark.parametrize("name", rerankers.available())
+@by_name(rerankers.available())
 def test_every_re_ranker_works_in_windows(name):
     learned = pairwise.is_learned(name)
     torch.manual_seed(0)
     model = pairwise.create(name, "mini", 16, 24, {}) if learned else rerankers.create(name)
-    lists = Shortlist.random(2, 12, 16, 16, 24)
+    lists = Shortlist.random(2, 12, 16, 16 if learned else local_width(name, 16), 24)
     whole, order = model.rerank(lists).order, Windows(model, 6, 3).rerank(lists).order
     assert torch.equal(Windows(model, 12, 6).rerank(lists).order, whole)
     assert torch.equal(order.sort(dim=1).values, torch.arange(12).expand(2, -1))

@@ -58,8 +58,12 @@ class Geometric:
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Sort candidates by how much more than chance their inliers are; what is no more, by global similarity."""
+        count = shortlist.similarities.shape[1]
         found = [
-            [self._significance(query, candidates[place]) for place in range(len(candidates))]
+            [
+                self.significance(query, one, self._matches(query, one))
+                for one in map(candidates.__getitem__, range(count))
+            ]
             for query, candidates in (
                 (shortlist.query[row], shortlist.candidates[row]) for row in range(len(shortlist.similarities))
             )
@@ -69,9 +73,14 @@ class Geometric:
         scores = scores + 1e-6 * shortlist.similarities.double().clamp(-1, 1)
         return Ranking.by(only_present(scores, shortlist.present))
 
-    def _significance(self, query: Descriptors, candidate: Descriptors) -> float:
-        """Return -log10 of the expected number of as good transformations by chance; 0 below `min_significance`."""
-        pairs = self._matches(query, candidate)
+    def significance(self, query: Descriptors, candidate: Descriptors, pairs: Tensor) -> float:
+        """Return -log10 of the expected number of as good transformations by chance; 0 below `min_significance`.
+
+        Args:
+            query: an image.
+            candidate: an image.
+            pairs: (n, 2) places of their local descriptors that match.
+        """
         ours, theirs = query.position[pairs[:, 0]], candidate.position[pairs[:, 1]]
         inliers = self._inliers(ours.double().cpu().numpy(), theirs.double().cpu().numpy())
         cells = int(candidate.mask.sum())

@@ -1,0 +1,1 @@
+"""Re-rankers that match keypoints with a published network, and need no training of ours."""
