@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import backbones.ops.wkv  # noqa: F401 - the operators have to be registered
 from backbones import ListLayout, create
 from experiments._config import read_experiment
 from experiments._profiling import peers
-from locore.descriptors.table import LEADING
 from locore.pipeline.build import build_reranker, create_reranker, with_windows_and_stages
 from locore.reranking import Shortlist
+from locore.reranking.storage import descriptor_bytes
 from locore.utils.allocator import give_back_freed_memory, keep_freed_memory
 
 
@@ -116,6 +115,8 @@ def _reranker(spec: dict, layout):
         parameters = sum(p.numel() for p in made.parameters())
     reranker = with_windows_and_stages(experiment, made) if spec["whole"] else made
     local_count = layout.block - 1 - experiment.model.global_token
+    if spec["whole"] and experiment.model.kept_locals:  # chosen by the model, from all
+        local_count = max(local_count, (experiment.files or experiment.extractor).locals_per_image)
     shortlist = Shortlist.random(spec["batch"], layout.images - 1, local_count, local_dim, global_dim, device)
     lists = [shortlist]
     if spec["one_by_one"]:
@@ -130,23 +131,10 @@ def _reranker(spec: dict, layout):
         # Looked at behind the passes, so that its memory is none of theirs; without weights there is little to count.
         found: dict = {"flops": flops(run) / spec["batch"] if parameters else None}
         if spec["whole"]:
-            stored = 2 * local_count * (LEADING + local_dim) if reads_locals(reranker, shortlist) else 0
-            found["stored"] = 4 * global_dim + stored  # bytes, as experiments.extract writes them
+            found["stored"] = descriptor_bytes(reranker, local_count, local_dim, global_dim)
         return found
 
     return run, {"parameters": parameters}, finish
-
-
-def reads_locals(reranker, shortlist) -> bool:
-    """Return whether the ranking changes where half of the candidates have the query's local descriptors."""
-    candidates, count = shortlist.candidates, shortlist.similarities.shape[1]
-    same = {name: getattr(candidates, name).clone() for name in ("local", "position")}
-    for name, values in same.items():
-        values[:, count // 2 :] = getattr(shortlist.query, name)[:, None]
-    others = replace(shortlist, candidates=replace(candidates, **same))
-    ours, theirs = (reranker.rerank(each) for each in (shortlist, others))
-    unchanged = torch.equal(ours.order, theirs.order)
-    return not (unchanged and (ours.scores is None or torch.equal(ours.scores, theirs.scores)))
 
 
 def flops(run) -> int:

@@ -33,6 +33,7 @@ from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedE
 from locore.reranking.cascade import Cascade
 from locore.reranking.ensemble import default_ensemble
 from locore.reranking.reranker import describe_mismatch
+from locore.reranking.storage import descriptor_bytes
 from locore.retrieval import Neighbours, nearest
 from locore.utils import distributed, files
 from locore.utils.provenance import provenance
@@ -106,6 +107,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         "alpha": ensemble.alpha if ensemble else None,
         "temperature": ensemble.temperature if ensemble else None,
         "parameters": sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0,
+        "descriptor_bytes": _descriptor_bytes(queries, whole if experiment.reranking.first_stages else model),
         "seconds": stage.seconds,
         "images": None if experiment.files else benchmark.fingerprint,
         "latency_ms": round(rankings[first].milliseconds_a_list, 2),
@@ -116,6 +118,13 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         files.write_text(folder / "queries.csv", outputs.metrics_of_queries(searches, rankings, benchmark))
         files.write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _descriptor_bytes(queries: SearchedTable, reranker: Reranker) -> int:
+    """Return what an image takes on disk for a re-ranker."""
+    one = queries[torch.zeros(1, dtype=torch.long)]
+    _, local_count, local_dim = one.local.shape
+    return descriptor_bytes(reranker, local_count, local_dim, one.global_descriptor.shape[1])
 
 
 def _load_benchmark(experiment: Experiment) -> Benchmark:

@@ -17,7 +17,7 @@ from locore.utils.files import atomic, write_text
 RUNS, QUERIES = "runs.csv", "queries.npz"
 METHODS = ("global", "reranked", "ensemble", "oracle", "chance")
 COSTS = ("ms", "mb", "gflops", "stored")  # of a list on one machine, see `experiments.compare --costs`
-FIELDS = ("parameters", "candidates", "alpha", "temperature", "latency_ms", "peak_memory_mb")
+FIELDS = ("parameters", "descriptor_bytes", "candidates", "alpha", "temperature", "latency_ms", "peak_memory_mb")
 
 QueryMetrics = dict[str, dict[str, np.ndarray]]  # protocol -> metric -> (Q,), with "query" and "class"
 
@@ -156,7 +156,7 @@ def _line(run: BoardRun, costs: dict[str, Any] | None) -> dict[str, Any]:
 def _metrics(line: Mapping[str, str]) -> dict[str, Any]:
     """Return the metrics of a line of `runs.csv`."""
     found: dict[str, Any] = {name: line[name] for name in ("commit", "machine", "benchmark", "backbone")}
-    found |= {name: _number(line[name]) for name in (*FIELDS, "seed")}
+    found |= {name: _number(line.get(name, "")) for name in (*FIELDS, "seed")}  # earlier files have fewer
     found["seconds"] = {"training": _number(line["training_s"])} if line["training_s"] else {}
     protocols: dict[str, dict[str, Any]] = {}
     for column, value in line.items():

@@ -9,10 +9,11 @@ import torch
 from backbones import ListLayout, create
 from experiments._profiling import peers
 from experiments._profiling.side import Side
-from experiments._profiling.worker import flops, reads_locals
+from experiments._profiling.worker import flops
 from experiments.profile import _exponent, main
 from locore.reranking import Shortlist
 from locore.reranking.reranker import rerankers
+from locore.reranking.storage import reads_locals
 
 SMALL = ["--passes", "1", "--warm-up", "1", "--json"]
 
