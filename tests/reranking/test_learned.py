@@ -102,6 +102,13 @@ def test_cvnets_correlation_and_classes_are_the_published_ones(case):
     torch.testing.assert_close(classes.softmax(1)[:, 1], golden["score"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_elvis_starts_with_a_logit_that_grows_with_the_votes(seed):
+    torch.manual_seed(seed)
+    of_votes = ELViS(24).g(torch.tensor([[0.0], [100.0]])).flatten()
+    assert of_votes[1] > of_votes[0]
+
+
 def test_an_assignment_gives_every_row_and_column_what_it_has_to_give():
     random = torch.Generator().manual_seed(0)
     alike, rows, columns = (
