@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.registry import suggest
 from backbones.settings import check_types
 from locore.descriptors.ames_files import on_disk
 from locore.descriptors.embedder import Embedder
@@ -19,6 +20,7 @@ from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.reranker import Shortlist
 from locore.training.loop import Training, Validate
+from locore.training.losses import LOSSES, OWN
 from locore.utils import distributed
 from locore.utils.prefetch import ahead
 
@@ -40,7 +42,9 @@ class Sampling:
         shuffle: put candidates in random order (supplement, section A); False = nearest first, as in evaluation.
         views: views of each image, one of which is drawn for a list: the image itself and random changes of it.
         token_dropout: share of the local descriptors that is masked, drawn anew for every image.
-        label_smoothing: see `torch.nn.functional.cross_entropy`.
+        loss: "own" = the re-ranker's, as published: of list-wise ones the cross-entropy of all tokens, of others that
+            of all pairs; or one over the scores of a list: "softmax", "weighted_ranknet" or "smooth_ap".
+        label_smoothing: of the re-ranker's own loss, see `torch.nn.functional.cross_entropy`.
     """
 
     candidates: int | None = None
@@ -51,6 +55,7 @@ class Sampling:
     shuffle: bool = True
     views: int = 1
     token_dropout: float = 0.0
+    loss: str = OWN
     label_smoothing: float = 0.0
 
     def __post_init__(self):
@@ -64,6 +69,10 @@ class Sampling:
                 "Sampling.hard_negatives says how deep lists are drawn and how many positives they have; leave "
                 "Sampling.depth and Sampling.min_positives out."
             )
+        if self.loss not in (known := [OWN, *LOSSES]):
+            raise ValueError(f"Unknown Sampling.loss '{self.loss}'{suggest(self.loss, known)}")
+        if self.loss != OWN and self.label_smoothing:
+            raise ValueError(f"Sampling.label_smoothing belongs to Sampling.loss = '{OWN}'; leave it out.")
         if self.views < 1:
             raise ValueError(f"Sampling.views = {self.views} must be at least 1, the image itself.")
         for name in ("token_dropout", "label_smoothing"):
@@ -207,13 +216,19 @@ def fit_reranker(
     def batches(first: int) -> Iterable[Batch]:
         return read(lambda step: lists.batch(step, training.batch_size, seed, waiting), range(first, training.steps))
 
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        if sampling.loss == OWN:
+            return model.loss(logits, labels, sampling.label_smoothing)
+        scores = model.scores(logits) if isinstance(model, ListwiseReranker) else logits
+        return LOSSES[sampling.loss](scores.float(), labels)
+
     def losses(wrapped: nn.Module, batch: Batch) -> Iterator[Tensor]:
         for part, labels in _parts(*batch, training.grad_accumulation_steps):
             part, labels = part.to(device), labels.to(device)
             if sampling.token_dropout:
                 query, candidates = (_dropped(d, sampling.token_dropout) for d in (part.query, part.candidates))
                 part = replace(part, query=query, candidates=candidates)
-            yield model.loss(wrapped(part), labels, sampling.label_smoothing) / training.grad_accumulation_steps
+            yield loss(wrapped(part), labels) / training.grad_accumulation_steps
 
     return training.fit(trained, batches, losses, validate, folder, seed, groups)
 

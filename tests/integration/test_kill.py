@@ -38,7 +38,10 @@ def finish(folder, images):
     process = start(folder, images)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
-    run = folder / "run"
+    return outcome(folder / "run")
+
+
+def outcome(run):
     metrics = json.loads((run / "metrics.json").read_text())
     for changing in ("seconds", "latency_ms", "peak_memory_mb"):
         del metrics[changing]
@@ -49,7 +52,10 @@ def finish(folder, images):
 def finished(tmp_path_factory, images):
     """The folder of an unbroken run, and what it gave."""
     folder = tmp_path_factory.mktemp("unbroken")
-    return folder, finish(folder, images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCORE_CACHE", str(folder / "cache"))
+        assert command.main(arguments(folder, images)) == 0
+    return folder, outcome(folder / "run")
 
 
 def extracting(run):

@@ -109,7 +109,8 @@ def test_gradients_are_averaged_to_those_of_one_process(tmp_path, folders):
         np.testing.assert_array_equal(two[name], other[name])
 
 
-@pytest.mark.parametrize("queries", [8, pytest.param(1024, marks=pytest.mark.slow)])  # by queries, by gallery
+@pytest.mark.slow
+@pytest.mark.parametrize("queries", [8, 1024])  # by queries, by gallery
 def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
     images = write_glyphs(tmp_path / "images")
     lines = [*QUICK, "Training.steps = 2", "Extractor.batch_size = 4", f"folder.path = '{images}'"]

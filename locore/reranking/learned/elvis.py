@@ -36,15 +36,11 @@ class ELViS(PairwiseReranker):
         self.dust_bin = nn.Parameter(torch.tensor(1.0))
         self.dust_bin_mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1), nn.Tanh())
         self.f = nn.Sequential(nn.Linear(1, 16), nn.LayerNorm(16, eps=1e-6), nn.GELU(), nn.Linear(16, 1))
-        self.g = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, 1))
-        self._start_increasing()
-
-    @torch.no_grad()
-    def _start_increasing(self) -> None:
-        """Turn g where it starts as a falling function of the votes: it is trained on g, and ranked by the votes."""
-        none, many = self.g(torch.tensor([[0.0], [MANY_VOTES]])).flatten()
-        if many < none:
-            self.g[2].weight.neg_()
+        last = nn.Linear(64, 1)
+        self.g = nn.Sequential(nn.Linear(1, 64), nn.GELU(), last)
+        with torch.no_grad():  # g starts as a growing function of the votes: it is trained by g, and ranks by votes
+            none, many = self.g(torch.tensor([[0.0], [MANY_VOTES]])).flatten()
+            last.weight.mul_(1 if many > none else -1)
 
     @classmethod
     def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
