@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from locore.datasets.benchmark import ImageSet
 
@@ -39,7 +39,8 @@ class FileImages(ImageSet):
         labels: (N,) int64.
         versions: of each file, changes with its content: size and time, or size and checksum; None = looked up when
             descriptors are needed, so that the files may be missing until then.
-        boxes: (N, 4) left, top, right and bottom in pixels of the part that is cut out of each image; None = no cut.
+        boxes: (N, 4) left, top, right and bottom, in pixels as they are stored, of the part that is cut out of each
+            image; None = no cut.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class FileImages(ImageSet):
 
     def fingerprint_of(self, rows: np.ndarray) -> str:
         known = repr([self._files[row] for row in rows])
+        known += "upright"  # since version 0.3; what was described before is described anew
         known += "" if self.boxes is None else repr(self.boxes[rows].tolist())
         return hashlib.sha256(known.encode()).hexdigest()
 
@@ -117,11 +119,13 @@ def versions(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB with 8 bits, transparency shown on white.
+    """Convert an image to RGB with 8 bits, upright as its EXIF data says, transparency shown on white.
 
     Raises:
         ValueError: its pixels are floating-point numbers.
     """
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 bits")
     if image.mode.startswith("I"):

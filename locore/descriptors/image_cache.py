@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from locore.datasets._images import UNREADABLE, on_white
 from locore.descriptors.extractor import Extractor
@@ -68,6 +68,6 @@ def open_image(picture: Picture) -> Image.Image:
         return on_white(picture)
     try:
         with Image.open(picture) as image:
-            return on_white(ImageOps.exif_transpose(image))  # as a camera was held
+            return on_white(image)
     except UNREADABLE as error:
         raise ValueError(f"Cannot read the image '{picture}' ({error}).") from error

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_inputs import write_glyphs
 
+import locore
 from locore.datasets import Benchmark, benchmarks
 from locore.datasets._images import FileImages
 from locore.datasets.benchmark import Joined
+from locore.datasets.posters import Camera
+from locore.descriptors import Extractor
+from locore.descriptors.image_cache import describe_cached
 
 EMOJI = Path(__file__).parents[2] / "shared" / "data" / "emoji.zip"
 
@@ -59,6 +64,23 @@ def test_a_changed_image_changes_the_fingerprint(tmp_path):
     before = benchmarks.create("folder", path=str(root)).train.fingerprint
     Image.new("RGB", (9, 9)).save(next(iter(sorted(root.rglob("*.png")))))
     assert benchmarks.create("folder", path=str(root)).train.fingerprint != before
+
+
+def test_a_photo_of_a_turned_phone_is_upright_everywhere(tmp_path):
+    upright = Camera(0, 3, 0).render().resize((96, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    (tmp_path / "c").mkdir()
+    upright.save(tmp_path / "c" / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "c" / "b.png", exif=exif)
+    images = FileImages(tmp_path, ["c/a.png", "c/b.png"], np.zeros(2))
+    assert np.array_equal(images.image(0), images.image(1))
+    extractor = Extractor(image_size=64)
+    as_given = extractor.describe([Image.open(tmp_path / "c" / name) for name in ("a.png", "b.png")])
+    by_path = describe_cached([tmp_path / "c" / "a.png", tmp_path / "c" / "b.png"], extractor)
+    for described in (extractor.extract(images), as_given, by_path):
+        assert torch.equal(described.global_descriptor[0], described.global_descriptor[1])
+    locore.rerank(Image.open(tmp_path / "c" / "b.png"), [tmp_path / "c" / "a.png"])
 
 
 def test_transparent_and_grey_images_come_as_rgb_on_white(tmp_path):
