@@ -13,7 +13,7 @@ from locore.datasets._images import FileImages
 from locore.datasets._metric_learning import missing
 from locore.datasets._train_list import read_list
 from locore.datasets.benchmark import NOBODY, Benchmark, ImageSet, Relevance, benchmarks
-from locore.metrics.suites import MapAt100
+from locore.metrics.suites import MapAt
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def gldv2(
         queries=FileImages(folder, [_path("test", row["id"]) for row in every], np.arange(len(every))).subset(rows),
         gallery=FileImages(folder, [_path("index", name) for name in index], np.full(len(index), NOBODY)),
         protocols={"all": Relevance.without_junk(positive)},
-        suite=MapAt100(),
+        suite=MapAt(100),
         validation=part == "public",
     )
 

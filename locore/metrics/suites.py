@@ -81,14 +81,28 @@ class Revisited:
 
 
 @dataclass(frozen=True)
-class MapAt100:
-    """mAP@100 of Google Landmarks v2."""
+class MapAt:
+    """mAP@k, as of Google Landmarks v2 (k = 100) and ILIAS (k = 1000), measured after junk is removed.
 
-    main = "mAP@100"
-    shown = ("mAP@100",)
+    Attributes:
+        k: depth that counts.
+        most_junk: largest number of junk images of a query, by which rankings are deeper.
+    """
+
+    k: int
+    most_junk: int = 0
+
+    @property
+    def main(self) -> str:
+        return f"mAP@{self.k}"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return (self.main,)
 
     def depth(self, positives: np.ndarray, most: int) -> int:
-        return min(100, most)
+        return min(self.k + self.most_junk, most)
 
     def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
-        return {"mAP@100": map_at(right, positives, 100)}
+        without = np.take_along_axis(right, np.argsort(junk, axis=1, kind="stable"), axis=1)  # junk comes last
+        return {self.main: map_at(without, positives, self.k)}

@@ -6,7 +6,7 @@ from small_inputs import write_glyphs
 
 from locore.datasets import benchmarks
 from locore.datasets._train_list import read_list
-from locore.metrics.suites import MapAt100
+from locore.metrics.suites import MapAt
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def test_a_damaged_training_list_is_reported(root, text, words):
 def test_map_at_100_by_hand():
     right = np.zeros((3, 120), dtype=bool)
     right[0, [0, 2]] = right[1, 99] = right[2, 100] = True
-    found = MapAt100()(right, np.zeros_like(right), np.array([2, 1, 1]))["mAP@100"]
+    found = MapAt(100)(right, np.zeros_like(right), np.array([2, 1, 1]))["mAP@100"]
     np.testing.assert_allclose(found, [(1 + 2 / 3) / 2, 1 / 100, 0])
     many = np.ones((1, 120), dtype=bool)
-    assert MapAt100()(many, ~many, np.array([500]))["mAP@100"] == 1  # over 100, not over 500
+    assert MapAt(100)(many, ~many, np.array([500]))["mAP@100"] == 1  # over 100, not over 500
 
 
 @pytest.mark.parametrize(
