@@ -16,7 +16,7 @@ from locore.reranking.reranker import rerankers
 
 ROUNDS = 10  # of Sinkhorn's iteration
 REGULARISATION = 0.1
-MANY_VOTES = 100.0
+MANY_VOTES = 100.0  # more than images of 50 local descriptors have
 
 
 @rerankers.register("elvis", mini={"width": 128}, base={"width": 128})
@@ -36,11 +36,7 @@ class ELViS(PairwiseReranker):
         self.dust_bin = nn.Parameter(torch.tensor(1.0))
         self.dust_bin_mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1), nn.Tanh())
         self.f = nn.Sequential(nn.Linear(1, 16), nn.LayerNorm(16, eps=1e-6), nn.GELU(), nn.Linear(16, 1))
-        last = nn.Linear(64, 1)
-        self.g = nn.Sequential(nn.Linear(1, 64), nn.GELU(), last)
-        with torch.no_grad():  # g starts as a growing function of the votes: it is trained by g, and ranks by votes
-            none, many = self.g(torch.tensor([[0.0], [MANY_VOTES]])).flatten()
-            last.weight.mul_(1 if many > none else -1)
+        self.g = nn.Sequential(nn.Linear(1, 64), nn.GELU(), nn.Linear(64, 1))
 
     @classmethod
     def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
@@ -54,10 +50,17 @@ class ELViS(PairwiseReranker):
 
     def logits(self, query: Descriptors, candidate: Descriptors) -> Tensor:
         """Return the logits (N,) that N pairs match, of which the loss is taken."""
-        return self.g(self.pairs(query, candidate)[:, None]).squeeze(1)
+        return self.g(self.votes(query, candidate)[:, None]).squeeze(1)
 
     def pairs(self, query: Descriptors, candidate: Descriptors) -> Tensor:
-        """Return the sums (N,) of the votes of N pairs."""
+        """Return the votes (N,) that N pairs are sorted by, negative where the training made g a falling function: then
+        they count against a match."""
+        none, many = self.g(torch.tensor([[0.0], [MANY_VOTES]]).to(self.dust_bin)).flatten()
+        votes = self.votes(query, candidate)
+        return votes if many > none else -votes
+
+    def votes(self, query: Descriptors, candidate: Descriptors) -> Tensor:
+        """Return the sums (N,) of the votes of N pairs, the published score."""
         ours, theirs = (F.normalize(self.remap_local(image.local), dim=-1) for image in (query, candidate))
         real = query.mask[:, :, None] & candidate.mask[:, None]
         alike = (ours @ theirs.mT).masked_fill(~real, -torch.inf)
