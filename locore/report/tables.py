@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -121,9 +122,13 @@ def read_reference(path: Path, table: str) -> dict[str, dict[str, str]]:
 
 
 def _header(table: list[dict[str, str]]) -> list[str]:
-    """Return every column of the table, in the order of its longest row."""
-    longest = max(table, key=len, default={"": ""})
-    return list(longest)
+    """Return every column of the table: those of its longest row, and others after the one that they follow."""
+    header = list(max(table, key=len, default={"": ""}))
+    for row in table:
+        for before, name in pairwise(row):
+            if name not in header:
+                header.insert(header.index(before) + 1, name)
+    return header
 
 
 def markdown(table: list[dict[str, str]]) -> str:
