@@ -123,7 +123,8 @@ def read_reference(path: Path, table: str) -> dict[str, dict[str, str]]:
 
 def _header(table: list[dict[str, str]]) -> list[str]:
     """Return every column of the table: those of its longest row, and others after the one that they follow."""
-    header = list(max(table, key=len, default={"": ""}))
+    longest = max(table, key=len, default={"": ""})
+    header = list(longest)
     for row in table:
         for before, name in pairwise(row):
             if name not in header:
