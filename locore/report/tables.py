@@ -51,9 +51,6 @@ def rows(
             return " / ".join(f"{value:.{digits}f}" for value in values)
         return spread(values, digits)
 
-    def cost_of(name: str, what: str) -> Any:
-        return (costs or {}).get(name, {}).get(what)
-
     table: list[dict[str, str]] = []
     metrics_shown = columns(finished, protocol) if finished else ["result"]
     measured = {name: [run["protocols"][protocol] for run in runs] for name, runs in finished.items()}
@@ -70,13 +67,13 @@ def rows(
         if "ensemble" in found[0]:
             for n in dict.fromkeys((metrics_shown[0], main)):
                 row[f"ensemble {n}"] = spread([r["ensemble"][n] for r in found])
-        if described := cost_of(name, "stored") or runs[0].get("descriptor_bytes"):
+        cost = (costs or {}).get(name, {})
+        if described := cost.get("stored") or runs[0].get("descriptor_bytes"):
             row["bytes an image"] = f"{described:,}"
         if all("training" in r["seconds"] for r in runs):
             row["training s"] = used(runs, [r["seconds"]["training"] for r in runs], 0)
         if costs:
-            cost = costs.get(name)
-            if cost is None:
+            if not cost:
                 table.append(row)
                 continue
             row["GFLOPs a list"] = f"{cost['gflops']:.1f}" if cost["gflops"] else ""

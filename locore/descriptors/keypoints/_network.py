@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from locore.descriptors.keypoints import Keypoints
 from locore.utils import distributed
 from locore.utils.packaged import packaged, packaged_version
-from locore.utils.safetensors import state_dict
+from locore.utils.safetensors import fill, state_dict
 
 _BUILDING = Lock()  # for threads that ask for the same network at once
 
@@ -59,7 +59,8 @@ class NetworkDetector(ABC):
 
 @lru_cache
 def _built(detector: type[NetworkDetector]) -> nn.Module:
-    """Build the network of a detector with its weights; errors as `packaged`."""
+    """Build the network of a detector with its weights; errors as `packaged` and `fill`."""
     network = detector.network()
-    network.load_state_dict(detector().tensors(state_dict(packaged(detector.package, detector.file))))
+    tensors = detector().tensors(state_dict(packaged(detector.package, detector.file)))
+    fill(network, tensors, detector.file)
     return network.eval().requires_grad_(False).to(distributed.device())

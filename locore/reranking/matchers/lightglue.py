@@ -15,11 +15,10 @@ from backbones.registry import suggest
 from locore.descriptors.table import Descriptors
 from locore.reranking.classical.geometric import Geometric
 from locore.reranking.matchers._network import Network, published_tensors
-from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+from locore.reranking.reranker import VALUES, Ranking, Shortlist, only_present, rerankers
 from locore.utils.packaged import packaged
 from locore.utils.safetensors import fill, state_dict
 
-VALUES = 2**22  # of a layer's activations at a time: as much memory for every list
 COUNT = 256  # keypoints of an image, where nobody says how many
 SCORES = ("matches", "inliers")
 VERIFICATION = Geometric(tolerance=0.02)  # of keypoints, as gin/peers/sift.gin has it
