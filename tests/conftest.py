@@ -24,9 +24,11 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Descriptors and renderings of the tests, made once a session and kept apart from the user's."""
+    """Descriptors and renderings of the tests, made once for all workers and kept apart from the user's."""
+    own = tmp_path_factory.getbasetemp()
+    of_all = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LOCORE_CACHE", str(of_all / "cache"))
         yield
 
 

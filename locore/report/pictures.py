@@ -28,7 +28,7 @@ GREEN, RED, GREY = "#1a9850", "#d73027", "#8a94a1"
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
 
 

@@ -63,6 +63,7 @@ for directions in (1, 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the kernels themselves")
 def test_the_triton_kernels_interpreted_on_a_cpu_are_their_definitions():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}

@@ -25,17 +25,22 @@ def same(ours, reference, inputs, tolerance):
         torch.testing.assert_close(a, b, atol=tolerance * max(1.0, float(b.abs().max())), rtol=tolerance)
 
 
+# numba compiles a kernel anew for each type: half a minute for all of them.
+COMPILED_TYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [pytest.param(torch.float64, 1e-10, marks=pytest.mark.slow), (torch.float32, 5e-5)]
+)
 BOTH_TYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 DIRECTIONS = pytest.mark.parametrize("directions", [1, 2])
 
 
 @DIRECTIONS
-@BOTH_TYPES
+@COMPILED_TYPES
 def test_selective_scan_is_its_definition(dtype, tolerance, directions):
     inputs = scan_inputs(dtype, directions)
     same(selective_scan(*inputs), selective_scan_reference(*inputs), inputs, tolerance)
 
 
+@pytest.mark.slow
 @DIRECTIONS
 def test_selective_scan_gradients(directions):
     inputs = scan_inputs(torch.float64, directions, 1, 35, 3, 2)
@@ -52,12 +57,13 @@ def test_a_skipped_token_leaves_the_state_as_it_was(directions):
 
 
 @DIRECTIONS
-@BOTH_TYPES
+@COMPILED_TYPES
 def test_causal_conv_is_its_definition(dtype, tolerance, directions):
     inputs = conv_inputs(dtype, directions)
     same(causal_conv(*inputs), causal_conv_reference(*inputs), inputs, tolerance)
 
 
+@pytest.mark.slow
 @DIRECTIONS
 def test_causal_conv_gradients(directions):
     assert torch.autograd.gradcheck(causal_conv, conv_inputs(torch.float64, directions, 1, 9, 3), fast_mode=True)
@@ -65,12 +71,13 @@ def test_causal_conv_gradients(directions):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("key_scale", [1.0, 30.0])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@COMPILED_TYPES
 def test_wkv_is_the_double_sum(dtype, tolerance, key_scale, causal):
     inputs = wkv_inputs(dtype, key_scale=key_scale)
     same(wkv(*inputs, causal), wkv_reference(*inputs, causal), inputs, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_wkv_gradients(causal):
     assert torch.autograd.gradcheck(lambda *x: wkv(*x, causal), wkv_inputs(torch.float64, 1, 9, 3), fast_mode=True)
@@ -97,7 +104,7 @@ def test_an_operator_keeps_what_torch_library_asks_of_it(name):
     torch.library.opcheck(getattr(torch.ops.locore, name).default, OPERATORS[name](), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mamba", "rwkv", "longformer"])
+@pytest.mark.parametrize("name", ["mamba", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rwkv", "longformer"))])
 def test_a_compiled_encoder_computes_the_same(name):
     """torch.compile traces through the operators; the backend needs no compiler."""
     torch.manual_seed(0)

@@ -48,7 +48,9 @@ def test_every_loss_trains_the_network_and_the_head(loss, images, tmp_path):
     start = START.embedder().network.state_dict()
     changed = [name for name, value in trained.network.state_dict().items() if not torch.equal(value, start[name])]
     assert changed and not any("running" in name for name in changed)  # batch norm's statistics are frozen
-    untrained, _ = fit(replace(SMALL, loss=loss), images, tmp_path / "untrained", replace(TRAINING, learning_rate=0.0))
+    untrained, _ = fit(
+        replace(SMALL, loss=loss), images, tmp_path / "untrained", replace(TRAINING, steps=1, learning_rate=0.0)
+    )
     assert not torch.equal(trained.head.weight, untrained.head.weight)
 
 
@@ -246,7 +248,7 @@ def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
     ("module", "gin"),
     [
         pytest.param("run", "gin/mamba.gin", marks=pytest.mark.slow),
-        ("embed", "gin/embed/head.gin"),
+        pytest.param("embed", "gin/embed/head.gin", marks=pytest.mark.slow),
         pytest.param("extract", "gin/data/glyphs.gin", marks=pytest.mark.slow),
     ],
 )
