@@ -22,6 +22,7 @@ from locore.descriptors.files import Files
 from locore.pipeline.build import count_parameters, weights_fingerprint
 from locore.pipeline.embedding import Embedding
 from locore.pipeline.extraction import Extraction
+from locore.pipeline.pretraining import Pretraining
 from locore.pipeline.settings import Data, Experiment, Model, Outputs, Reranking
 from locore.reranking.reranker import rerankers
 from locore.training.embedder import Finetuning
@@ -74,7 +75,8 @@ _experiment = _bind(
 )
 _embedding = _bind(Embedding, parts=("data", "extractor", "finetuning", "training"))
 _extraction = _bind(Extraction, parts=("data", "extractor"))
-OF_ONE_COMMAND = ["Experiment", "Model", "Reranking", "Outputs", "Files", "Embedding", "Extraction"]
+_pretraining = _bind(Pretraining, parts=("model", "settings"))
+OF_ONE_COMMAND = ["Experiment", "Model", "Reranking", "Outputs", "Files", "Embedding", "Extraction", "Pretraining"]
 KNOWN = ["Data", "Extractor", "Training", "Sampling", "Finetuning", *OF_ONE_COMMAND, *SETTINGS]
 
 
@@ -102,6 +104,12 @@ def embedding() -> Embedding:
 def extraction() -> Extraction:
     """Build an extraction from what gin binds."""
     return _extraction(data=data(), extractor=extractor())
+
+
+def pretraining() -> Pretraining:
+    """Build a pretraining from what gin binds."""
+    own = model()
+    return _pretraining(model=own, settings=settings_of(own.name))
 
 
 def read_experiment(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from backbones.registry import suggest
-from locore.checkpoints import language_models, native
+from locore.checkpoints import language_models, native, pretrained
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors.cross_fit import FITTED_ON, WHOLE, describe_unseen
 from locore.descriptors.table import Descriptors, SearchedTable
@@ -77,6 +77,8 @@ def build_reranker(experiment: Experiment, seed: int) -> LearnedReranker:
     model: Any = create_reranker(experiment, descriptor_widths(experiment), plan(experiment).positions)
     if settings.language_model and isinstance(model, ListwiseReranker):
         language_models.start_from(model, Path(settings.language_model).expanduser())
+    if settings.start and isinstance(model, ListwiseReranker):
+        pretrained.start_from(model, pretrained.find(settings.start, settings.backbone, settings.size))
     return model
 
 
@@ -84,7 +86,7 @@ def count_parameters(experiment: Experiment) -> int:
     """Count the parameters of the re-ranker; whatever cannot be built or loaded is reported here."""
     for name, _ in experiment.reranking.first_stages:
         first_stage(experiment, name)
-    if experiment.model.checkpoint or experiment.model.language_model:
+    if experiment.model.checkpoint or experiment.model.language_model or experiment.model.start:
         model: Any = build_reranker(experiment, seed=0)
         return sum(p.numel() for p in model.parameters())
     widths, positions = descriptor_widths(experiment), plan(experiment).positions
@@ -207,6 +209,8 @@ def weights_fingerprint(experiment: Experiment) -> str:
     if experiment.model.checkpoint:
         path = Path(experiment.model.checkpoint).expanduser()
         files.append(path / WEIGHTS if path.is_dir() else path)
+    if experiment.model.start:
+        files.append(pretrained.find(experiment.model.start, experiment.model.backbone, experiment.model.size))
     if experiment.model.language_model:
         path = Path(experiment.model.language_model).expanduser()
         files += [path / name for name in ("config.json", WEIGHTS, "pytorch_model.bin")]

@@ -83,6 +83,8 @@ class Model:
         residual: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors: 1 = whitened, 0 = only scaled; None
             = start at random.
+        start: weights of a list-wise re-ranker at the start: None = random; "synthetic" = pretrained on synthetic
+            lists, which the package carries; or a folder of experiments.pretrain, for other ones.
         language_model: folder with the weights of a Longformer or RoBERTa to start from.
         checkpoint: a run folder or published weights that are evaluated as they are; None = a re-ranker is trained.
         checkpoint_options: settings that published weights do not show, see `locore.load`.
@@ -100,6 +102,7 @@ class Model:
     kept_locals: int | None = None
     residual: float | None = None
     whitening: float | None = 1.0
+    start: str | None = None
     language_model: str | None = None
     checkpoint: str | None = None
     checkpoint_options: dict[str, Any] = field(default_factory=dict)
@@ -117,6 +120,11 @@ class Model:
             raise ValueError(f"Model.kept_locals = {self.kept_locals} must be at least 1, or None for all.")
         if self.residual is not None and not 0 < self.residual < 1e6:
             raise ValueError(f"Model.residual = {self.residual} must be above 0, or None for none.")
+        if self.start and (not self.listwise or self.language_model or self.checkpoint or self.whitening is None):
+            raise ValueError(
+                "Model.start is for list-wise re-rankers whose projections whiten; leave Model.language_model and "
+                "Model.checkpoint out, and Model.whitening as it is."
+            )
         for name in ("whitening", "dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"Model.{name} = {value} must be in [0, 1].")

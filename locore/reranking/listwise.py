@@ -28,6 +28,7 @@ FIRST_ROW = 2  # RoBERTa keeps rows 0 and 1 of its position table for other thin
 POSITIONS = ("absolute", "segment", "none")
 SCORES = ("mean", "sum", "first", "last", "product")
 MATCHING_STD = 0.3  # of the weights that match numbers enter with: a token is about half descriptor, half match
+PROJECTIONS = ("embedding.local.", "embedding.global_.")  # how the weights of descriptors to tokens are named
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
