@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 10_000  # rows
 LOOKED_AT = 100  # rows whose norm is looked at
 LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale, mask (1 = missing), weight first
+METADATA, BITS = "metadata", "descriptor"  # its two fields in ELViS's binary files: those five, and packed bits
 
 
 def read_globals(path: Path, images: int) -> np.ndarray:
@@ -86,10 +87,15 @@ class Locals:
             raise ValueError(f"There are no local descriptors at '{path}'.") from None
         except (OSError, KeyError, RuntimeError, AttributeError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
-        if len(shape) != 3 or shape[2] <= LEADING or kind not in (np.float16, np.float32, np.float64):
+        self.packed = _is_packed(kind) and len(shape) == 2
+        if self.packed:
+            width = 8 * kind[BITS].shape[0]
+        elif len(shape) == 3 and shape[2] > LEADING and kind in (np.float16, np.float32, np.float64):
+            width = shape[2] - LEADING
+        else:
             raise ValueError(
                 f"'{path}' has {kind} of shape {shape}; it must be float16, float32 or float64 of "
-                "(images, descriptors, 5 + width)."
+                f"(images, descriptors, 5 + width), or bits: '{METADATA}' and '{BITS}' of (images, descriptors)."
             )
         if shape[0] != images:
             raise ValueError(f"'{path}' describes {shape[0]:,} images, but {images:,} are needed.")
@@ -97,7 +103,7 @@ class Locals:
             raise ValueError(f"'{path}' has {shape[1]} descriptors an image, but {count} are needed.")
         if table.external or table.is_virtual or not table.id.get_storage_size():
             raise ValueError(f"'{path}' has no rows of its own: it refers to other files, or was never filled.")
-        self.count, self.width = count or shape[1], shape[2] - LEADING
+        self.count, self.width = count or shape[1], width
         offset = table.id.get_offset()
         # Rows of a contiguous table lie side by side, and a memory map reads them without HDF5's cost of a selection.
         self._table = table if offset is None else np.memmap(path, kind, "r", offset, shape)
@@ -108,17 +114,40 @@ class Locals:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Read rows (M,) in any order as (M, L, 5 + D); each row is read once, in the order on disk."""
         known, places = np.unique(rows, return_inverse=True)
-        found = np.empty((len(known), self.count, LEADING + self.width), dtype=self._table.dtype)
+        found = np.empty((len(known), self.count, *self._table.shape[2:]), dtype=self._table.dtype)
         try:
             for place, row in enumerate(known):
                 found[place] = self._table[row, : self.count]
         except (OSError, RuntimeError) as error:
             raise ValueError(f"'{self.path}' is damaged ({error}); get it again.") from error
+        if self.packed:
+            found = unpack_bits(found)
         finite = np.isfinite(found).all(axis=(1, 2))
         if not finite.all():
             image = known[np.flatnonzero(~finite)[0]]
             raise ValueError(f"'{self.path}' has descriptors that are not finite (image {image}); extract it again.")
         return found[places]
+
+
+def pack_bits(features: np.ndarray) -> np.ndarray:
+    """Return features (N, L, 5 + D) as (N, L) of packed bits, a bit for each number above 0; D is a multiple of 8."""
+    signs = np.packbits(features[..., LEADING:] > 0, axis=-1)
+    kind = np.dtype([(METADATA, np.float16, (LEADING,)), (BITS, np.uint8, signs.shape[-1:])])
+    packed = np.empty(features.shape[:-1], dtype=kind)
+    packed[METADATA], packed[BITS] = features[..., :LEADING], signs
+    return packed
+
+
+def unpack_bits(packed: np.ndarray) -> np.ndarray:
+    """Return packed bits (N, L) as features (N, L, 5 + D) of half precision: 1 for a bit, -1 for none."""
+    signs = 2 * np.unpackbits(packed[BITS], axis=-1).astype(np.float16) - 1
+    return np.concatenate([packed[METADATA].astype(np.float16), signs], axis=-1)
+
+
+def _is_packed(kind: np.dtype) -> bool:
+    if set(kind.names or ()) != {METADATA, BITS}:
+        return False
+    return kind[METADATA].shape == (LEADING,) and kind[BITS].base == np.uint8 and len(kind[BITS].shape) == 1
 
 
 def write_locals(path: Path, features: np.ndarray) -> None:

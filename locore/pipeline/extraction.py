@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backbones.settings import check_types
+from locore.checkpoints import native
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import ames_files, whitening
 from locore.descriptors.extractor import Extractor
@@ -35,6 +37,8 @@ class Extraction:
         global_dim: width that global descriptors are whitened to; None = they stay as the model gives them.
         local_dim: width that local descriptors are whitened to; None = they stay as the model gives them.
         whiten: False = descriptors are projected to principal components and not whitened (PCA alone).
+        bits: run folder or published weights of a re-ranker that makes bits of local descriptors, such as binary AMES;
+            its bits are written instead of the descriptors. None = descriptors are written.
         whitening: folder of an extraction whose whitening is used; None = one is fitted on the training images, or, if
             the benchmark has none, on the gallery.
         data: the benchmark.
@@ -44,6 +48,7 @@ class Extraction:
     global_dim: int | None = None
     local_dim: int | None = None
     whiten: bool = True
+    bits: str | None = None
     whitening: str | None = None
     data: Data = field(default_factory=Data)
     extractor: Extractor = field(default_factory=Extractor)
@@ -65,6 +70,23 @@ class Extraction:
                     f"and these have {self.widths[name]}."
                 )
 
+        if self.bits and (needed := len(self.to_bits)) != self.whitened_widths["local"]:
+            raise ValueError(
+                f"'{self.bits}' makes bits of local descriptors of width {needed}, and these have "
+                f"{self.whitened_widths['local']}."
+            )
+
+    @cached_property
+    def to_bits(self) -> np.ndarray:
+        """(D, bits) directions whose signs are written."""
+        matrix = bit_directions(Path(self.bits or "").expanduser())
+        if matrix.shape[1] % 8 or matrix.shape[1] == len(matrix):
+            raise ValueError(
+                f"'{self.bits}' makes {matrix.shape[1]} bits of {len(matrix)} numbers; files of bits need a multiple "
+                "of 8 that differs from the width, by which they are told from descriptors."
+            )
+        return matrix
+
     @cached_property
     def widths(self) -> dict[str, int]:
         """Widths of the descriptors as the model gives them."""
@@ -78,6 +100,11 @@ class Extraction:
     @property
     def written_widths(self) -> dict[str, int]:
         """Widths of what is written."""
+        return {**self.whitened_widths, **({"local": self.to_bits.shape[1]} if self.bits else {})}
+
+    @property
+    def whitened_widths(self) -> dict[str, int]:
+        """Widths after the whitening, if there is one."""
         asked = {"global": self.global_dim, "local": self.local_dim}
         known = {name: len(each.matrix) for name, each in (self.fitted or {}).items()}
         return {name: known.get(name) or asked[name] or width for name, width in self.widths.items()}
@@ -115,7 +142,10 @@ def run_extraction(extraction: Extraction, folder: Path, config: str, seed: int)
                 whitening.save(folder / WHITENING, whitenings)
             for name, described in parts.items():
                 paths = _paths(folder, name)
-                ames_files.write_joined(_whitened(described, whitenings), len(sets[name]), *paths)
+                tables = _whitened(described, whitenings)
+                if extraction.bits:
+                    tables = ((vectors, _as_bits(features, extraction.to_bits)) for vectors, features in tables)
+                ames_files.write_joined(tables, len(sets[name]), *paths)
         distributed.wait()
     metrics = {
         "benchmark": benchmark.name,
@@ -128,6 +158,18 @@ def run_extraction(extraction: Extraction, folder: Path, config: str, seed: int)
         files.write_json(folder / "metrics.json", metrics)
         shutil.rmtree(folder / PARTS)
     return metrics
+
+
+def bit_directions(path: Path) -> np.ndarray:
+    """Return the directions (D, bits) in whose signs a re-ranker reads local descriptors.
+
+    Raises:
+        ValueError: there is no re-ranker, or it does not make bits.
+    """
+    reranker: Any = native.load(path)
+    if not getattr(reranker, "bits", None):
+        raise ValueError(f"'{path}' makes no bits of local descriptors; give an AMES or ELViS with the setting `bits`.")
+    return reranker.remap_local[0].W.detach().numpy()
 
 
 def _image_sets(benchmark: Benchmark) -> dict[str, ImageSet]:
@@ -166,6 +208,12 @@ def _whitened(parts: Parts, whitenings: dict[str, Whitening]) -> Iterator[tuple[
             leading, local = features[..., :LEADING], features[..., LEADING:]
             features = np.concatenate([leading, whitenings["local"](local)], axis=-1)
         yield vectors, features
+
+
+def _as_bits(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Return features with the signs of their local descriptors in some directions, packed."""
+    local = features[..., LEADING:].astype(np.float32) @ directions
+    return ames_files.pack_bits(np.concatenate([features[..., :LEADING], local], axis=-1))
 
 
 def extraction_table(metrics: dict) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors import ames_files
+from locore.descriptors.ames_files import Stored
 from locore.descriptors.cross_fit import has_halves
 from locore.descriptors.table import SearchedTable
 from locore.evaluation.search import Reranked, Search, reordered, rerank_protocols, summary
@@ -124,7 +125,8 @@ def _descriptor_bytes(queries: SearchedTable, reranker: Reranker) -> int:
     """Return what an image takes on disk for a re-ranker."""
     one = queries[torch.zeros(1, dtype=torch.long)]
     _, local_count, local_dim = one.local.shape
-    return descriptor_bytes(reranker, local_count, local_dim, one.global_descriptor.shape[1])
+    packed = isinstance(queries, Stored) and queries.local_table.packed
+    return descriptor_bytes(reranker, local_count, local_dim, one.global_descriptor.shape[1], packed)
 
 
 def _load_benchmark(experiment: Experiment) -> Benchmark:

@@ -24,11 +24,11 @@ from locore.pipeline.build import LearnedReranker, batch_of_lists, build_reranke
 from locore.pipeline.settings import LISTWISE, RESIDUAL_HEAD, Experiment, Model, Reranking, plan
 from locore.pipeline.validation import held_out, validation_search
 from locore.report import pictures
-from locore.reranking import Ensemble, Reranker, StandardisedEnsemble
+from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble
 from locore.reranking.reranker import rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.retrieval import search as search_neighbours
-from locore.training.init import whiten
+from locore.training.init import start_at_share, whiten
 from locore.training.lists import Lists, Sampling, fit_reranker
 from locore.training.loop import Training
 from locore.utils import distributed
@@ -133,6 +133,8 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         known = len(lists.descriptors)
         some = torch.linspace(0, known - 1, min(known, WHITENED)).long()
         whiten(model.projections(lists.descriptors[some]), experiment.model.whitening)
+    if isinstance(model, ListwiseReranker) and experiment.model.residual is not None and not experiment.model.start:
+        start_at_share(model.head.bias, lists.share_of_right(seed))
     if others:
         rows = torch.from_numpy(fitted.indices)
         lists = replace(lists, descriptors=AnyView([each[rows] for each in (train, *others)]))

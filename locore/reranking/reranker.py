@@ -141,13 +141,16 @@ def at_least(reranker: object, **least: float) -> None:
 
 
 def describe_mismatch(reranker: object, described: Descriptors) -> str | None:
-    """Describe a width mismatch between a re-ranker and descriptors; None if they fit."""
+    """Describe a width mismatch between a re-ranker and descriptors; None if they fit.
+
+    Local descriptors of a re-ranker that makes bits of them may be these bits already.
+    """
     for name, width in (
         ("local_dim", described.local.shape[-1]),
         ("global_dim", described.global_descriptor.shape[-1]),
     ):
         wanted = getattr(reranker, "spec", {}).get(name) or width
-        if wanted != width:
+        if width not in (wanted, getattr(reranker, "bits", None) if name == "local_dim" else None):
             return f"descriptors of {name} {wanted}, these have {width}"
     return None
 

@@ -13,7 +13,9 @@ from locore.reranking.reranker import Reranker, Shortlist
 TRIED = 8  # candidates of the list by which a re-ranker shows what it reads
 
 
-def descriptor_bytes(reranker: Reranker, local_count: int, local_dim: int, global_dim: int) -> int:
+def descriptor_bytes(
+    reranker: Reranker, local_count: int, local_dim: int, global_dim: int, packed: bool = False
+) -> int:
     """Return the bytes of an image's descriptors that a re-ranker needs, as `experiments.extract` writes them.
 
     Args:
@@ -21,8 +23,9 @@ def descriptor_bytes(reranker: Reranker, local_count: int, local_dim: int, globa
         local_count: local descriptors of an image.
         local_dim: width of a local descriptor, in half precision with its position, scale, mask and weight.
         global_dim: width of the global descriptor, in single precision.
+        packed: local descriptors are stored as bits.
     """
-    local = 2 * local_count * (LEADING + local_dim)
+    local = local_count * (2 * LEADING + (local_dim // 8 if packed else 2 * local_dim))
     if not isinstance(reranker, nn.Module):  # the learned ones all read them
         shortlist = Shortlist.random(1, TRIED, local_count, local_dim, global_dim)
         local = local if reads_locals(reranker, shortlist) else 0

@@ -1,4 +1,4 @@
-"""The start of the projections of descriptors to tokens: a whitening of the training descriptors."""
+"""What a training starts from: projections that whiten the descriptors, and a head that knows how many are right."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def whiten(projections: list[tuple[nn.Module, Tensor]], share: float) -> None:
         turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
         project.weight.copy_(0.5 * turn @ whitening.T)
         project.bias.copy_(-project.weight @ rows.mean(0))
+
+
+@torch.no_grad()
+def start_at_share(bias: Tensor, share: float) -> None:
+    """Set the bias of a head of two logits so that its log-odds are those of the share of right candidates.
+
+    Otherwise all tokens are taught first that most candidates are wrong. The layers of an encoder learn one vector for
+    all of them within a few steps, and some never leave it (the remedy is that of Lin et al. 2017, section 4.1).
+
+    Args:
+        bias: (2,) of the logits of wrong and right.
+        share: of the candidates of training lists that are right.
+    """
+    half = torch.logit(torch.tensor(share), eps=1e-3) / 2
+    bias.copy_(torch.stack([-half, half]))

@@ -144,14 +144,24 @@ class Lists:
         rows = np.array(
             [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]
         )
-        right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
-        places = np.stack([self.sampling.draw(each, self.candidates, random) for each in right])
+        places, right = self._drawn(rows, random)
         rows, places, right = (distributed.share(each) for each in (rows, places, right))
         candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
         shortlist = Shortlist.gather(
             self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(candidates), device
         )
         return shortlist, torch.from_numpy(labels.astype(np.int64)).to(device)
+
+    def share_of_right(self, seed: int) -> float:
+        """Return the share of right candidates in the lists of up to 1,000 queries."""
+        random = np.random.default_rng((seed, 2))
+        places, right = self._drawn(random.permutation(len(self.labels))[:1000], random)
+        return float(np.take_along_axis(right, places, axis=1).mean())
+
+    def _drawn(self, rows: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the candidates of queries: (Q, K) their places among the neighbours, and which neighbours are right."""
+        right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
+        return np.stack([self.sampling.draw(each, self.candidates, random) for each in right]), right
 
 
 @lru_cache(maxsize=2)

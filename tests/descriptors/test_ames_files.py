@@ -212,6 +212,28 @@ def test_a_shortlist_with_the_query_itself_is_that_much_shorter():
         Search.build(benchmark, table, table, 3, neighbours=listed)
 
 
+def test_packed_bits_are_read_as_signs(features, tmp_path):
+    """As ELViS reads its files: twice numpy.unpackbits less 1, with the fields in either order."""
+    packed = ames_files.pack_bits(features)
+    turned = np.empty(packed.shape, [(name, packed.dtype[name]) for name in ("descriptor", "metadata")])
+    turned["descriptor"], turned["metadata"] = packed["descriptor"], packed["metadata"]
+    rows = np.array([5, 39, 5])
+    for number, table in enumerate((packed, turned)):
+        ames_files.write_locals(tmp_path / f"{number}.h5", table)
+        stored = Locals(tmp_path / f"{number}.h5", IMAGES, count=4)
+        found = stored[rows]
+        assert stored.packed and stored.width == WIDTH and found.shape == (3, 4, 5 + WIDTH)
+        assert (found[..., :5] == features[rows, :4, :5]).all()
+        assert (found[..., 5:] == np.where(features[rows, :4, 5:] > 0, 1, -1)).all()
+    raw = [((2 * np.unpackbits(packed["descriptor"][row], axis=-1).astype(float)) - 1)[:4] for row in rows]
+    assert (np.stack(raw) == found[..., 5:]).all()
+    ames_files.write_locals(
+        tmp_path / "other.h5", packed.astype([("metadata", "f2", (5,)), ("descriptor", "u2", (1,))])
+    )
+    with pytest.raises(ValueError, match="or bits: 'metadata' and 'descriptor'"):
+        Locals(tmp_path / "other.h5", IMAGES)
+
+
 def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -22,6 +22,8 @@ from locore.descriptors.detectors import class_attention
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.files import Files
 from locore.descriptors.whitening import Whitening
+from locore.reranking import Shortlist, pairwise, weights_file
+from locore.reranking.reranker import describe_mismatch
 from locore.training.embedder import Finetuning
 from locore.training.loop import Training
 
@@ -286,3 +288,43 @@ def test_a_whitening_is_kept_and_used_for_other_images(root, tmp_path, gin_file,
         assert extract.main([*gin_file, *lines(root, *line.split("\n")), "--out", str(tmp_path / "bad")]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and words in error, error
+
+
+@pytest.mark.parametrize("method", ["ames", "elvis"])
+def test_bits_rank_as_the_descriptors_that_they_were_made_of(method, root, tmp_path, gin_file, capsys):
+    torch.manual_seed(0)
+    settings = {"width": 16, "depth": 1, "heads": 2, "inner": 16} if method == "ames" else {"width": 16}
+    model = pairwise.create(method, "mini", 112, 1280, {**settings, "bits": 64}).eval()
+    weights_file.write(model, tmp_path / "model.safetensors", model.spec, None)
+    plain, bits = tmp_path / "plain", tmp_path / "bits"
+    asked = f"Extraction.bits = '{tmp_path / 'model.safetensors'}'"
+    assert extract.main([*gin_file, *lines(root), "--out", str(plain)]) == 0
+    assert extract.main([*gin_file, *lines(root, asked), "--out", str(bits)]) == 0
+    scores = []
+    for folder in (plain, bits):
+        tables = [
+            ames_files.Stored(
+                ames_files.read_globals(folder / f"{name}_global.f32", count),
+                ames_files.Locals(folder / f"{name}_local.hdf5", count),
+            )
+            for name, count in (("query", 24), ("gallery", 24))
+        ]
+        shortlist = Shortlist.gather(tables[0], torch.arange(3), tables[1], torch.arange(5).expand(3, 5))
+        assert describe_mismatch(model, shortlist.candidates[0]) is None
+        scores.append(model.rerank(shortlist).scores)
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
+    assert (bits / "gallery_local.hdf5").stat().st_size < (plain / "gallery_local.hdf5").stat().st_size / 2
+    for bad, words in (
+        (f"{asked}\nExtraction.local_dim = 9", "makes bits of local descriptors of width 112, and these have 9"),
+        (f"Extraction.bits = '{tmp_path / 'none'}'", "There is no model at"),
+    ):
+        assert extract.main([*gin_file, *lines(root, *bad.split("\n")), "--out", str(tmp_path / "bad")]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_re_ranker_that_makes_no_bits_is_refused(root, tmp_path, gin_file, capsys):
+    model = pairwise.create("elvis", "mini", 112, 1280, {"width": 16})
+    weights_file.write(model, tmp_path / "model.safetensors", model.spec, None)
+    asked = f"Extraction.bits = '{tmp_path / 'model.safetensors'}'"
+    assert extract.main([*gin_file, *lines(root, asked), "--out", str(tmp_path / "bad")]) == 2
+    assert "makes no bits of local descriptors" in capsys.readouterr().err

@@ -24,7 +24,9 @@ class Binarised(nn.Module):
         self.W = nn.Parameter(nn.init.orthogonal_(torch.empty(local_dim, bits)))
 
     def forward(self, local: Tensor) -> Tensor:
-        """Return -1 or 1 (…, bits) of descriptors (…, D)."""
+        """Return -1 or 1 (…, bits) of descriptors (…, D), or of bits that were stored as such."""
+        if local.shape[-1] != len(self.W):
+            return local.sign()
         projected = F.normalize(local, dim=-1) @ self.W
         return torch.erf(projected / math.sqrt(2 * SIGMA)) if self.training else projected.sign()
 

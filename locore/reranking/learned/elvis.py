@@ -31,7 +31,7 @@ class ELViS(PairwiseReranker):
 
     def __init__(self, local_dim: int, width: int = 128, bits: int | None = None):
         super().__init__()
-        self.width = width
+        self.width, self.bits = width, bits
         self.remap_local = remapping(local_dim, width, bits)
         self.dust_bin = nn.Parameter(torch.tensor(1.0))
         self.dust_bin_mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1), nn.Tanh())
