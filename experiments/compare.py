@@ -2,9 +2,11 @@
 
 Runs every row with every seed (what is not trained with the first one), each in a process of its own, and makes a table
 (Markdown, CSV) with the differences to the first row, and a picture. A row is a gin file, or several joined by "+":
-gin/longformer.gin+gin/rate/5e-4.gin. A run that the results folder has already, from the same configuration, is not run
-again; one that fails is named in the table and does not end the others. The folder keeps every run in runs.csv and the
-metrics of each query in queries.npz; --finished makes the tables again from these two files, to the last digit.
+gin/longformer.gin+gin/rate/5e-4.gin. A row may also be the folder of a finished run: its re-ranker is evaluated as it
+is, so that --on shows how what was learned on one board does on others. A run that the results folder has already, from
+the same configuration, is not run again; one that fails is named in the table and does not end the others. The folder
+keeps every run in runs.csv and the metrics of each query in queries.npz; --finished makes the tables again from these
+two files, to the last digit.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ pareto = LazyModule("locore.report.pareto")
 pictures = LazyModule("locore.report.pictures")
 results_module = LazyModule("locore.report.results")
 tables = LazyModule("locore.report.tables")
+weights_file = LazyModule("locore.reranking.weights_file")
 
 EXAMPLES = (
     "gin/mamba.gin gin/rwkv.gin gin/peers/chamfer.gin --on gin/boards/*.gin --seeds 0 1 --costs --results results",
@@ -40,9 +43,10 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table with one seed: its gin files, what they make, and the hash of the configuration."""
+    """A row of a table with one seed: its gin files and lines, what they make, and the hash of the configuration."""
 
     files: list[str]
+    lines: list[str]
     experiment: Any
     config: str
 
@@ -68,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 if a run failed."""
     parser = command_parser("compare", __doc__, EXAMPLES)
     group = parser.add_argument_group("what is compared")
-    group.add_argument("rows", nargs="*", metavar="FILE[+FILE…]", help="gin files, one row each")
+    group.add_argument("rows", nargs="*", metavar="FILE[+FILE…]", help="gin files or run folders, one row each")
     group.add_argument("--gin", action="append", default=[], metavar="FILE", help="mixed into every row; repeatable")
     group.add_argument("--on", nargs="+", default=[], metavar="FILE", help="boards: a table for each, mixed in last")
     group.add_argument("--seeds", nargs="+", type=seed_number, default=[0])
@@ -113,7 +117,7 @@ def _compare(options: argparse.Namespace) -> int:
     for board in boards:
         _run_all(board, options)
         if options.costs:
-            _measure_costs(board, options)
+            _measure_costs(board)
     points = {}
     for board, reference in zip(boards, paper, strict=True):
         finished = board.results.finished([_name(row) for row in options.rows] or None)
@@ -131,8 +135,27 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _name(row: str) -> str:
-    """Return the name of a row: the names of its gin files."""
+    """Return the name of a row: the names of its gin files, or of a run folder."""
+    if _is_run(row):
+        return Path(row).resolve().name
     return "+".join(Path(file).stem if file.endswith(".gin") else file for file in row.split("+"))
+
+
+def _is_run(row: str) -> bool:
+    return (Path(row) / weights_file.WEIGHTS).is_file()
+
+
+def _files_and_lines(row: str, mixed: list[str]) -> tuple[list[str], list[str]]:
+    """Return the gin files of a row, and the lines that make a run folder one."""
+    if not _is_run(row):
+        return [*row.split("+"), *mixed], []
+    if not mixed:
+        raise ValueError(f"'{row}' is a run folder; say by --on or --gin on which data it is evaluated.")
+    spec = weights_file.read(Path(row) / weights_file.WEIGHTS).spec or {}
+    method = spec.get("method", "listwise")
+    # The images that would choose an ensemble may be those that it was trained on.
+    alone = "Reranking.ensemble = False"
+    return mixed, [f"Model.method = '{method}'", f"Model.checkpoint = '{Path(row).resolve()}'", alone]
 
 
 def _planned(options: argparse.Namespace, mixed: list[str], folder: Path | None) -> Board:
@@ -144,10 +167,10 @@ def _planned(options: argparse.Namespace, mixed: list[str], folder: Path | None)
     rows: dict[tuple[str, int], Row] = {}
     for given in options.rows:
         for seed in options.seeds:
-            own = [*given.split("+"), *mixed]
-            experiment, text = config.read_experiment(own, options.set, seed)
+            own, lines = _files_and_lines(given, mixed)
+            experiment, text = config.read_experiment(own, [*options.set, *lines], seed)
             if experiment.trains or seed == options.seeds[0]:
-                rows[_name(given), seed] = Row(own, experiment, _hash(text))
+                rows[_name(given), seed] = Row(own, [*options.set, *lines], experiment, _hash(text))
     (first_name, _), first = next(iter(rows.items()))
     wanted = build.shortlist_settings(first.experiment)
     for (name, _), row in rows.items():
@@ -191,7 +214,7 @@ def _run_all(board: Board, options: argparse.Namespace) -> None:
         folder = options.runs / f"{name}-seed{seed}-{row.config[:8]}"
         command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]
         command += [part for file in row.files for part in ("--gin", file)]
-        command += [part for line in options.set for part in ("--set", line)]
+        command += [part for line in row.lines for part in ("--set", line)]
         print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
         error = _run(command)
         if error:
@@ -201,14 +224,14 @@ def _run_all(board: Board, options: argparse.Namespace) -> None:
         board.results.add(name, row.config, metrics, (folder / "queries.csv").read_text())
 
 
-def _measure_costs(board: Board, options: argparse.Namespace) -> None:
+def _measure_costs(board: Board) -> None:
     """Measure what a list costs under each row that has a result; report where that is not possible."""
     rows = {name: row for (name, _), row in board.rows.items() if board.results.finished([name])}
     if not rows:
         return
     try:
-        made = {name: (row.files, row.experiment) for name, row in rows.items()}
-        board.results.costs |= costs_module.side_by_side(made, options.set)
+        made = {name: (row.files, row.lines, row.experiment) for name, row in rows.items()}
+        board.results.costs |= costs_module.side_by_side(made)
         board.results.write()
     except (ValueError, OSError) as error:
         print(f"The costs of '{board.results.folder}' were not measured: {sentence(error)}", file=sys.stderr)

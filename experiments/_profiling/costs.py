@@ -15,14 +15,11 @@ from locore.utils.provenance import commit, machine
 WARM_UP, PASSES = 2, 7
 
 
-def side_by_side(
-    rows: Mapping[str, tuple[Sequence[str], Experiment]], overrides: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def side_by_side(rows: Mapping[str, tuple[Sequence[str], Sequence[str], Experiment]]) -> dict[str, dict[str, Any]]:
     """Measure rows, all of their processes alive at once.
 
     Args:
-        rows: by name, gin files and the experiment that they make.
-        overrides: gin lines that win over the files.
+        rows: by name, gin files, lines that win over them, and the experiment that they make.
 
     Returns:
         Of each row the median "ms" of a list, the "mb" that a pass takes, "gflops" (None without weights), "stored",
@@ -37,7 +34,7 @@ def side_by_side(
                 Side(
                     side="reranker",
                     gin=list(files),
-                    set=list(overrides),
+                    set=list(lines),
                     widths=descriptor_widths(experiment),
                     layout=(plan(experiment).layout.block, 1 + plan(experiment).depth),
                     batch=1,
@@ -47,7 +44,7 @@ def side_by_side(
                     allocator=True,
                 )
             )
-            for name, (files, experiment) in rows.items()
+            for name, (files, lines, experiment) in rows.items()
         }
         in_turn(list(sides.values()), WARM_UP, PASSES)
         found = {}

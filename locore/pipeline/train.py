@@ -65,6 +65,7 @@ def train_reranker(
     size: str = "mini",
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    start: str | None = None,
 ) -> LearnedReranker:
     """Train a re-ranker on labelled images, resuming an interrupted training in `folder`.
 
@@ -80,6 +81,7 @@ def train_reranker(
         size: named size of the encoder or re-ranker.
         settings: further arguments of the encoder or re-ranker.
         seed: of the weights at the start and of everything random.
+        start: "synthetic", or the folder of a pretraining of the encoder, see `Model`.
 
     Returns:
         The re-ranker with its best weights.
@@ -89,9 +91,9 @@ def train_reranker(
     """
     learned = reranker in rerankers.available()
     if learned:
-        model = Model(method=reranker, size=size)
+        model = Model(method=reranker, size=size, start=start)
     else:
-        model = Model(LISTWISE, backbone=reranker, size=size, **RESIDUAL_HEAD)
+        model = Model(LISTWISE, backbone=reranker, size=size, start=start, **RESIDUAL_HEAD)
     experiment = Experiment(
         model=model,
         reranking=Reranking(candidates=candidates, ensemble=False),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_inputs import QUICK, write_glyphs
 
+import locore
 from experiments import compare, run
 from experiments._config import read_experiment, same_run
 from experiments._profiling import costs
@@ -264,3 +265,22 @@ def test_a_table_in_latex():
         r"\end{tabular}",
     ]
     assert tables.latex(table).split("\n") == expected
+
+
+def test_a_run_folder_is_a_row_that_is_evaluated_as_it_is(arguments, tmp_path, capsys, here):
+    settings = arguments[arguments.index("--set") :]
+    trained = tmp_path / "learned here"
+    assert run.main(["--gin", arguments[0], *settings, "--out", str(trained)]) == 0
+    weights = (trained / "model.safetensors").read_bytes()
+    (tmp_path / "few.gin").write_text("folder.max_queries = 9\n")
+    results = ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    assert compare.main([str(trained), "--on", str(tmp_path / "few.gin"), *results, *settings]) == 0
+    (evaluated,) = (tmp_path / "runs").iterdir()
+    assert not (evaluated / "model.safetensors").exists() and (trained / "model.safetensors").read_bytes() == weights
+    benchmark = locore.benchmarks.create("folder", path=str(tmp_path / "images"), max_queries=9)
+    extractor = locore.Extractor(image_size=32, local_stage=3, grid_size=2)
+    found = locore.evaluate(locore.load(trained), benchmark, extractor, candidates=8)["all"]
+    (row,) = [each for (name, _), each in BoardResults.read(tmp_path / "results" / "few").runs.items()]
+    assert row.metrics["protocols"]["all"]["reranked"] == pytest.approx(found["reranked"])
+    assert compare.main([str(trained), *results, *settings]) == 2
+    assert "say by --on or --gin on which data" in capsys.readouterr().err

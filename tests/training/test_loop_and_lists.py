@@ -8,6 +8,7 @@ import torch
 from small_lists import TRAINING, lists
 
 from locore.reranking import ListwiseReranker, Shortlist
+from locore.training.init import start_at_share
 from locore.training.lists import Sampling, _dropped, _parts, fit_reranker
 from locore.training.loop import Training
 
@@ -142,6 +143,18 @@ def test_lists_with_hard_negatives_are_the_nearest_that_are_left():
     assert few == {1, 2}
     assert right[Sampling(hard_negatives=True).draw(np.ones(9, dtype=bool), 8, random)].all()  # there are no others
     assert len(Sampling(hard_negatives=True).draw(np.zeros(9, dtype=bool), 8, random)) == 8
+
+
+def test_a_head_starts_at_the_share_of_right_candidates_in_its_lists():
+    drawn = lists(images=120, candidates=30)
+    batches = [drawn.batch(step, 8, 0, torch.device("cpu"))[1] for step in range(60)]
+    share = drawn.share_of_right(seed=0)
+    assert share == pytest.approx(float(torch.cat(batches).float().mean()), abs=0.01)
+    model = ListwiseReranker("query_attention", 12, 20, 999, residual=20.0)
+    start_at_share(model.head.bias, share)
+    shortlist, _ = drawn.batch(0, 4, 0, torch.device("cpu"))
+    shortlist = replace(shortlist, similarities=torch.full_like(shortlist.similarities, 0.3))
+    torch.testing.assert_close(model(shortlist).softmax(-1)[..., 1], torch.full((4, 31, 6), share))
 
 
 def test_lists_that_are_not_shuffled_keep_the_order_of_the_neighbours():
