@@ -23,9 +23,12 @@ FOLDERS = {
     "head": ("Heads", "How a list-wise re-ranker scores, and what its lists are; every mini backbone has `residual`."),
     "size": ("Sizes", "How large the encoder is."),
     "rate": ("Learning rates", "Mix into any row: `gin/longformer.gin+gin/rate/5e-4.gin`."),
+    "start": ("Starts", "Pretrained on synthetic lists by `experiments.pretrain`; mix into a backbone."),
     "embed": ("Global descriptors", "Losses for `experiments.embed`."),
     "extract": ("Extraction", "Vision models for `experiments.extract`."),
     "ablations/learner": ("Ablations: the learner", "One change of the training each."),
+    "ablations/matching": ("Ablations: matching", "What tokens are told of how they match."),
+    "ablations/kept": ("Ablations: kept local descriptors", "Quality against time."),
     "ablations/positions": ("Ablations: positions", "One position a token, an image, or none."),
     "ablations/table_c": ("Ablations: Table C", "More local descriptors of fewer images, or the reverse."),
     "paper": ("The paper's metric learning", "Data sets as the paper has them; mix after a backbone and a size."),
@@ -46,7 +49,7 @@ def first_sentence(path: Path) -> str:
     """What the header says first, without commands and without the kind of file, which its folder says."""
     text = re.split(r"# (?:Reproduces|Command|    )", header(path), maxsplit=1)[0]
     text = " ".join(line.lstrip("# ") for line in text.splitlines())
-    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|The learner): ", "", text)
+    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|Start|Matching|The learner): ", "", text)
     return re.split(r"(?<!\bal)\. |[.:,]$|, by the first command:$", text.strip(), maxsplit=1)[0]
 
 

@@ -112,6 +112,7 @@ def test_charts_are_drawn_and_the_theme_turns(opened):
     assert opened.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.slow
 def test_benchmarks_and_protocols_are_chosen_and_probes_are_shown(folder, show, tmp_path, capsys):
     world = [f"posters.{n} = {v}" for n, v in {"walls": 9, "views": 16, "queries": 12, "distractors": 5}.items()]
     lines = [line for line in QUICK if not line.startswith("Data.")]

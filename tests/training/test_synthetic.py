@@ -45,7 +45,7 @@ def test_two_views_of_an_object_differ_and_share_parts(monkeypatch):
 
 def test_local_descriptors_tell_more_than_the_search_and_the_search_more_than_chance():
     found = {"chamfer": [], "global": [], "chance": []}
-    for number in range(24):
+    for number in range(12):
         lists, labels = drawn(number)
         found["chamfer"].append(quality(rerankers.create("chamfer").rerank(lists).scores, labels))
         found["global"].append(quality(lists.similarities, labels))
