@@ -25,7 +25,8 @@ def test_the_wheel_holds_every_module_and_gin_file(wheel):
         str(p.relative_to(ROOT)) for top in ("backbones", "locore", "experiments") for p in (ROOT / top).rglob("*.py")
     }
     configs = {f"experiments/configs/{p.relative_to(ROOT / 'gin')}" for p in (ROOT / "gin").rglob("*.gin")}
-    assert configs and modules | configs <= held
+    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "locore" / "checkpoints").rglob("*.safetensors")}
+    assert configs and weights and modules | configs | weights <= held
     assert not any(name.startswith("gin/") for name in held)
 
 

@@ -9,9 +9,13 @@ from small_inputs import QUICK, write_glyphs
 from experiments.pretrain import main as pretrain
 from experiments.run import main as run
 from locore.checkpoints import pretrained
+from locore.metrics.retrieval import map_at_r
 from locore.pipeline import pretraining
+from locore.pipeline.settings import RESIDUAL_HEAD, Model
 from locore.reranking import ListwiseReranker
+from locore.reranking.reranker import rerankers
 from locore.reranking.weights_file import read
+from locore.training.synthetic import draw_lists
 
 SMALL = ["query_attention.depth = 1", "query_attention.width = 32", "query_attention.heads = 2"]
 
@@ -84,6 +88,22 @@ def test_all_but_the_projections_starts_from_it(folder):
         else:
             assert torch.equal(value, theirs[name].float()), name
     assert model.head.weight.abs().max() > 0  # it has left the start, which is zero
+
+
+def test_weights_that_the_package_carries_match_better_than_chamfer_and_fit_their_re_rankers():
+    for path in pretrained.CARRIED.glob("*.safetensors"):
+        backbone, size = path.stem.rsplit("-", 1)
+        model = pretraining.Pretraining(Model(backbone=backbone, size=size, **RESIDUAL_HEAD)).create()
+        pretrained.start_from(model, pretrained.find("synthetic", backbone, size))
+        found = {"chamfer": [], "pretrained": []}
+        for number in range(8):
+            lists, labels = draw_lists(8, torch.Generator().manual_seed(900 + number))
+            pretraining._whiten(model, lists)
+            for name, reranker in (("chamfer", rerankers.create("chamfer")), ("pretrained", model)):
+                right = labels.gather(1, reranker.rerank(lists).scores.argsort(1, descending=True)).numpy()
+                found[name].append(map_at_r(right, labels.sum(1).numpy()).mean())
+        assert sum(found["pretrained"]) > sum(found["chamfer"])
+        assert path.stat().st_size < 6 * 2**20
 
 
 def test_a_run_starts_from_it_and_at_rate_0_stays_there(folder, photos, tmp_path):
