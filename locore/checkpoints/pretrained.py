@@ -12,6 +12,8 @@ from locore.utils import safetensors
 
 SYNTHETIC = "synthetic"
 CARRIED = Path(__file__).parent / "synthetic"
+# The same weights behind a whitening of the descriptors that photographs of groceries have by the extractor for photos.
+OF_PHOTOS = Path(__file__).parent / "photos" / "mamba-mini.safetensors"
 POSITIONS = "embedding.position.weight"
 ALIKE = ("encoder", "global_token", "positions", "matching", "score")  # what shapes of weights do not show
 

@@ -209,10 +209,11 @@ def weights_fingerprint(experiment: Experiment) -> str:
     if experiment.model.checkpoint:
         path = Path(experiment.model.checkpoint).expanduser()
         files.append(path / WEIGHTS if path.is_dir() else path)
-    if experiment.model.start:
-        files.append(pretrained.find(experiment.model.start, experiment.model.backbone, experiment.model.size))
     if experiment.model.language_model:
         path = Path(experiment.model.language_model).expanduser()
         files += [path / name for name in ("config.json", WEIGHTS, "pytorch_model.bin")]
     used = [f"# {f}: sha256 {hashlib.sha256(f.read_bytes()).hexdigest()}\n" for f in files if f.is_file()]
+    if experiment.model.start:  # without its path: the package is elsewhere on each machine
+        path = pretrained.find(experiment.model.start, experiment.model.backbone, experiment.model.size)
+        used += [f"# Model.start: sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}\n"] if path.is_file() else []
     return "".join(used) + (experiment.files.fingerprint if experiment.files else "")

@@ -145,6 +145,7 @@ def describe_mismatch(reranker: object, described: Descriptors) -> str | None:
 
     Local descriptors of a re-ranker that makes bits of them may be these bits already.
     """
+    reranker = getattr(reranker, "reranker", reranker)  # of one with the search
     for name, width in (
         ("local_dim", described.local.shape[-1]),
         ("global_dim", described.global_descriptor.shape[-1]),

@@ -12,9 +12,10 @@ from torch import nn
 
 from backbones.registry import suggest
 from locore.checkpoints import native
+from locore.checkpoints.pretrained import OF_PHOTOS, SYNTHETIC
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.image_cache import Picture, describe_cached
-from locore.reranking.ensemble import WithSearch, default_ensemble
+from locore.reranking.ensemble import StandardisedEnsemble, WithSearch, default_ensemble
 from locore.reranking.listwise import FIRST_ROW, ListwiseReranker
 from locore.reranking.pairwise import without_weights
 from locore.reranking.reranker import Reranker, Shortlist, describe_mismatch, rerankers
@@ -22,6 +23,7 @@ from locore.reranking.weights_file import WEIGHTS
 from locore.reranking.windows import Windows
 
 DEFAULT = "chamfer"
+SYNTHETIC_SEARCH_WEIGHT = 0.5  # chosen as those of re-rankers without weights, see `default_ensemble`
 PHOTOS: dict[str, Any] = {
     "image_size": 224,
     "pooling": "gem",
@@ -105,7 +107,10 @@ def load_with_extractor(
     Returns:
         The re-ranker, the extractor, and K of its windows (None = it reads lists of any length).
     """
-    untrained = without_weights()
+    if reranker == SYNTHETIC:
+        with_search = WithSearch(native.load(OF_PHOTOS), StandardisedEnsemble(SYNTHETIC_SEARCH_WEIGHT))
+        return with_search, extractor or Extractor(**PHOTOS), None
+    untrained = [*without_weights(), SYNTHETIC]
     if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
         if str(reranker) not in untrained:
             near = suggest(str(reranker), untrained)

@@ -49,7 +49,7 @@ def first_sentence(path: Path) -> str:
     """What the header says first, without commands and without the kind of file, which its folder says."""
     text = re.split(r"# (?:Reproduces|Command|    )", header(path), maxsplit=1)[0]
     text = " ".join(line.lstrip("# ") for line in text.splitlines())
-    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|Start|Matching|The learner): ", "", text)
+    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|Start|Matching|Kept|The learner): ", "", text)
     return re.split(r"(?<!\bal)\. |[.:,]$|, by the first command:$", text.strip(), maxsplit=1)[0]
 
 

@@ -12,6 +12,7 @@ from locore.datasets import benchmarks
 from locore.descriptors import Extractor
 from locore.reranking import Shortlist, Windows
 from locore.reranking.classical.chamfer import Chamfer
+from locore.search.hits import SYNTHETIC_SEARCH_WEIGHT, load_with_extractor
 
 SMALL = Extractor(image_size=32, local_stage=3, grid_size=2)
 
@@ -115,3 +116,17 @@ def test_what_is_wrong_is_reported(pictures, tmp_path):
     with pytest.raises(ValueError, match=r"Cannot read the image '.*broken.png'"):
         locore.rerank(pictures[0], [tmp_path / "broken.png"], "chamfer", SMALL)
     assert len(locore.rerank(pictures[0], pictures[1:2], "chamfer", SMALL)) == 1
+
+
+def test_what_was_pretrained_on_synthetic_lists_re_ranks_photos(pictures):
+    """Without a run folder, by the weights of the package, and together with the search."""
+    hits = locore.rerank(pictures[0], pictures[1:], "synthetic")
+    model, extractor, size = load_with_extractor("synthetic")
+    assert size is None and model.reranker.spec["encoder"] == "mamba"
+    described = extractor.describe([Image.open(path) for path in pictures])
+    lists = Shortlist.gather(described, torch.tensor([0]), described, torch.arange(1, 9)[None])
+    scores = model.reranker.rerank(lists).scores
+    combined = locore.StandardisedEnsemble(SYNTHETIC_SEARCH_WEIGHT)(lists.similarities, scores)
+    assert [hit.index for hit in hits] == combined.argsort(1, descending=True)[0].tolist()
+    with pytest.raises(ValueError, match=r"reads descriptors of local_dim 112, these have"):
+        locore.rerank(pictures[0], pictures[1:], "synthetic", Extractor(image_size=32, local_stage=2, grid_size=2))
