@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     group = parser.add_argument_group("how it is re-ranked")
     group.add_argument(
         "--reranker",
-        default="chamfer",
+        default="synthetic",
         help="a run folder, or a re-ranker without weights, whose score is combined with the search's similarity\n"
-        "(default: chamfer)",
+        "(default: synthetic, a list-wise one that was trained without images; chamfer takes a tenth of the time)",
     )
     group.add_argument("--candidates", type=int, default=100, help="how many are re-ranked (default 100)")
     group = parser.add_argument_group("results")

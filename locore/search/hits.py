@@ -22,7 +22,7 @@ from locore.reranking.reranker import Reranker, Shortlist, describe_mismatch, re
 from locore.reranking.weights_file import WEIGHTS
 from locore.reranking.windows import Windows
 
-DEFAULT = "chamfer"
+DEFAULT, OF_OTHER_DESCRIPTORS = SYNTHETIC, "chamfer"
 SYNTHETIC_SEARCH_WEIGHT = 0.5  # chosen as those of re-rankers without weights, see `default_ensemble`
 PHOTOS: dict[str, Any] = {
     "image_size": 224,
@@ -48,7 +48,7 @@ class Hit:
 def rerank(
     query: Picture,
     hits: Sequence[Picture],
-    reranker: str | Path | Reranker = DEFAULT,
+    reranker: str | Path | Reranker | None = None,
     extractor: Extractor | None = None,
 ) -> list[Hit]:
     """Re-rank the hits of a search, best first.
@@ -57,9 +57,10 @@ def rerank(
         query: an image or its file.
         hits: images or their files, in the order in which they were found. More of them than a list-wise model was
             trained on are re-ranked in windows.
-        reranker: the name of a re-ranker without weights ("chamfer", "geometric", …), whose scores are combined with
-            the similarity of global descriptors; a run folder; or a re-ranker: for many queries, load it once and give
-            its extractor.
+        reranker: the name of a re-ranker without weights ("chamfer", "geometric", …), or "synthetic", a list-wise one
+            that was trained without images, whose scores are combined with the similarity of global descriptors; a run
+            folder; or a re-ranker: for many queries, load it once and give its extractor. None = "synthetic", or, for
+            the descriptors of a given extractor, "chamfer".
         extractor: of the descriptors; None = the one that the run was trained with, or, without weights, one for
             photos. Descriptors are cached on disk by the content of an image.
 
@@ -100,20 +101,22 @@ def rerank_described(model: Reranker, size: int | None, query: Descriptors, hits
 
 
 def load_with_extractor(
-    reranker: str | Path | Reranker, extractor: Extractor | None = None
+    reranker: str | Path | Reranker | None = None, extractor: Extractor | None = None
 ) -> tuple[Reranker, Extractor, int | None]:
     """Load a re-ranker together with the extractor of the descriptors that it reads; arguments and errors as `rerank`.
 
     Returns:
         The re-ranker, the extractor, and K of its windows (None = it reads lists of any length).
     """
+    if reranker is None:
+        reranker = OF_OTHER_DESCRIPTORS if extractor else DEFAULT
     if reranker == SYNTHETIC:
         with_search = WithSearch(native.load(OF_PHOTOS), StandardisedEnsemble(SYNTHETIC_SEARCH_WEIGHT))
         return with_search, extractor or Extractor(**PHOTOS), None
-    untrained = [*without_weights(), SYNTHETIC]
+    untrained = without_weights()
     if isinstance(reranker, str | Path) and (str(reranker) in untrained or not Path(reranker).expanduser().exists()):
         if str(reranker) not in untrained:
-            near = suggest(str(reranker), untrained)
+            near = suggest(str(reranker), [*untrained, SYNTHETIC])
             raise ValueError(f"'{reranker}' is neither a run folder nor a re-ranker without weights{near}")
         found = rerankers.create(str(reranker))
         own = getattr(found, "extractor", {})  # of one that reads keypoints of a kind
