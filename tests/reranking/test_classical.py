@@ -230,6 +230,14 @@ def test_mirrored_and_extreme_transformations_do_not_count(matrix):
     assert not degenerate(cv2.getRotationMatrix2D((0.5, 0.5), 180, 3.0))
 
 
+def test_candidates_that_are_the_query_in_half_precision_have_scores():
+    lists = Shortlist.random(1, 2, 4, 12, 8)
+    query = lists.query.global_descriptor * 1.001  # longer than 1, as rounding makes some
+    same = replace(lists.candidates, global_descriptor=query[:, None].expand(1, 2, 8))
+    lists = replace(lists, query=replace(lists.query, global_descriptor=query), candidates=same)
+    assert KReciprocal().rerank(lists).scores.isfinite().all()
+
+
 def test_random_matches_are_no_more_than_chance():
     random = np.random.default_rng(2)
     lists = matched(*random.uniform(0, 1, (200, 30, 2)))

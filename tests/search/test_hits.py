@@ -128,5 +128,8 @@ def test_what_was_pretrained_on_synthetic_lists_re_ranks_photos(pictures):
     scores = model.reranker.rerank(lists).scores
     combined = locore.StandardisedEnsemble(SYNTHETIC_SEARCH_WEIGHT)(lists.similarities, scores)
     assert [hit.index for hit in hits] == combined.argsort(1, descending=True)[0].tolist()
+    itself = Image.open(pictures[0])  # a search finds the query, if it is in the gallery
+    assert [hit.index for hit in locore.rerank(itself, [pictures[0]])] == [0]
+    assert locore.rerank(itself, [pictures[5], pictures[0], pictures[0]])[0].index in (1, 2)
     with pytest.raises(ValueError, match=r"reads descriptors of local_dim 112, these have"):
         locore.rerank(pictures[0], pictures[1:], "synthetic", Extractor(image_size=32, local_stage=2, grid_size=2))

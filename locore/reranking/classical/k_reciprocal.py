@@ -46,7 +46,8 @@ class KReciprocal:
             else shortlist.present[row]
         )
         rows = torch.cat([shortlist.query.global_descriptor[row : row + 1], candidates[present]]).double()
-        distance = 2 - 2 * rows @ rows.T  # squared, of unit vectors
+        # Squared, of unit vectors; in half precision equal ones may be a little longer, which is no distance below 0.
+        distance = (2 - 2 * rows @ rows.T).clamp(min=0)
         distance = distance / distance.amax(dim=1, keepdim=True).clamp(min=1e-12)
         ranks = distance.argsort(dim=1, stable=True)
         mutual, half = (self._mutual(ranks, k) for k in (self.k1, round(self.k1 / 2)))
