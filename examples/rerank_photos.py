@@ -11,7 +11,7 @@ import locore
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("query")
 parser.add_argument("found", nargs="+", help="photos that were found, best first")
-parser.add_argument("--reranker", default="synthetic", help="a name, or a run folder (default: synthetic)")
+parser.add_argument("--reranker", help="a name, or a run folder (default: synthetic)")
 options = parser.parse_args()
 
 for place, hit in enumerate(locore.rerank(options.query, options.found, options.reranker), start=1):

@@ -14,7 +14,7 @@ import locore
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("photos", type=Path, help="a folder, searched with its sub-folders")
 parser.add_argument("query", type=Path)
-parser.add_argument("--reranker", default="synthetic", help="a name, or a run folder (default: synthetic)")
+parser.add_argument("--reranker", help="a name, or a run folder (default: synthetic)")
 parser.add_argument("--limit", type=int, default=100, help="hits that are re-ranked")
 options = parser.parse_args()
 

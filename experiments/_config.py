@@ -109,7 +109,9 @@ def extraction() -> Extraction:
 def pretraining() -> Pretraining:
     """Build a pretraining from what gin binds."""
     own = model()
-    return _pretraining(model=own, settings=settings_of(own.name))
+    made = _pretraining(model=own, settings=settings_of(own.name))
+    made.count_parameters()  # report now what cannot be built
+    return made
 
 
 def read_experiment(gin_files: Sequence[str], overrides: Sequence[str], seed: int) -> tuple[Experiment, str]:

@@ -32,6 +32,7 @@ files = LazyModule("locore.utils.files")
 pareto = LazyModule("locore.report.pareto")
 pictures = LazyModule("locore.report.pictures")
 results_module = LazyModule("locore.report.results")
+settings = LazyModule("locore.pipeline.settings")
 tables = LazyModule("locore.report.tables")
 weights_file = LazyModule("locore.reranking.weights_file")
 
@@ -152,7 +153,7 @@ def _files_and_lines(row: str, mixed: list[str]) -> tuple[list[str], list[str]]:
     if not mixed:
         raise ValueError(f"'{row}' is a run folder; say by --on or --gin on which data it is evaluated.")
     spec = weights_file.read(Path(row) / weights_file.WEIGHTS).spec or {}
-    method = spec.get("method", "listwise")
+    method = spec.get("method", settings.LISTWISE)
     # The images that would choose an ensemble may be those that it was trained on.
     alone = "Reranking.ensemble = False"
     return mixed, [f"Model.method = '{method}'", f"Model.checkpoint = '{Path(row).resolve()}'", alone]
@@ -166,11 +167,12 @@ def _planned(options: argparse.Namespace, mixed: list[str], folder: Path | None)
     """
     rows: dict[tuple[str, int], Row] = {}
     for given in options.rows:
+        own, of_a_run = _files_and_lines(given, mixed)
+        lines = [*options.set, *of_a_run]
         for seed in options.seeds:
-            own, lines = _files_and_lines(given, mixed)
-            experiment, text = config.read_experiment(own, [*options.set, *lines], seed)
+            experiment, text = config.read_experiment(own, lines, seed)
             if experiment.trains or seed == options.seeds[0]:
-                rows[_name(given), seed] = Row(own, [*options.set, *lines], experiment, _hash(text))
+                rows[_name(given), seed] = Row(own, lines, experiment, _hash(text))
     (first_name, _), first = next(iter(rows.items()))
     wanted = build.shortlist_settings(first.experiment)
     for (name, _), row in rows.items():

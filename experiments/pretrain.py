@@ -37,10 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     keep_freed_memory()
     pretraining, text = config.read(config.pretraining, options.gin, options.set, options.seed)
-    parameters = sum(p.numel() for p in pretraining.create().parameters())
     if options.dry_run:
         print(text)
-        print(f"Parameters: {parameters:,}")
+        print(f"Parameters: {pretraining.count_parameters():,}")
         return 0
     name = f"pretrain-{Path(options.gin[0]).stem}"
     with run_folder(options, name, text, "last.safetensors") as (folder, finished):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from backbones.registry import suggest
 from locore.reranking import weights_file
 from locore.reranking.listwise import FIRST_ROW, PROJECTIONS, ListwiseReranker
@@ -58,10 +60,10 @@ def start_from(model: ListwiseReranker, path: Path) -> None:
                 f"'{path}' was pretrained with {name} = {theirs!r}, and this re-ranker has {own!r}; pretrain one like "
                 "it with experiments.pretrain, or change the setting."
             )
-    kept = {name: value for name, value in model.state_dict().items() if name.startswith(PROJECTIONS)}
-    # One position for all tokens is all that was learned; further rows are not read.
-    positions = model.state_dict()[POSITIONS].clone()
-    if POSITIONS in tensors:
-        positions[: FIRST_ROW + 1] = tensors[POSITIONS][: FIRST_ROW + 1].to(positions)
-    own_type = {name: value.to(positions) if value.is_floating_point() else value for name, value in tensors.items()}
-    safetensors.fill(model, {**own_type, **kept, POSITIONS: positions}, str(path))
+    started = model.state_dict()
+    kept = {name: value for name, value in started.items() if name.startswith(PROJECTIONS)}
+    learned, rows = tensors.get(POSITIONS), started[POSITIONS]
+    if learned is not None and learned.shape[1:] == rows.shape[1:]:
+        # One position for all tokens is all that was learned; further rows are not read.
+        kept[POSITIONS] = torch.cat([learned[: FIRST_ROW + 1].to(rows), rows[FIRST_ROW + 1 :]])
+    safetensors.fill(model, {**tensors, **kept}, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from locore.datasets import Benchmark, ImageSet
 from locore.descriptors.cross_fit import FITTED_ON, WHOLE, describe_unseen
 from locore.descriptors.table import Descriptors, SearchedTable
 from locore.evaluation.search import NoPositives, Search
-from locore.pipeline.settings import LISTWISE, Experiment, plan
+from locore.pipeline.settings import LISTWISE, Experiment, Model, plan
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble, Windows, pairwise
 from locore.reranking.cascade import Cascade
 from locore.reranking.pairwise import PairwiseReranker
@@ -45,24 +46,41 @@ def create_reranker(experiment: Experiment, widths: tuple[int, int], positions: 
     """
     model, (global_dim, local_dim) = experiment.model, widths
     if model.listwise:
-        return ListwiseReranker(
-            model.backbone,
-            local_dim,
-            global_dim,
-            positions,
-            model.size,
-            experiment.settings_of(model.backbone),
-            model.global_token,
-            model.positions,
-            model.score,
-            dropout=model.dropout,
-            matching=model.matching,
-            kept_locals=model.kept_locals,
-            residual=model.residual,
-        )
+        return create_listwise(model, widths, positions, experiment.settings_of(model.backbone))
     if not model.learned:
         return rerankers.create(model.method, **experiment.settings_of(model.method))
     return pairwise.create(model.method, model.size, local_dim, global_dim, experiment.settings_of(model.method))
+
+
+def create_listwise(
+    model: Model, widths: tuple[int, int], positions: int, settings: Mapping[str, Any], force_projection: bool = False
+) -> ListwiseReranker:
+    """Create a list-wise re-ranker with random weights.
+
+    Args:
+        model: says which.
+        widths: of a global and of a local descriptor.
+        positions: rows of the position table.
+        settings: further arguments of the backbone.
+        force_projection: see `ListwiseReranker`.
+    """
+    global_dim, local_dim = widths
+    return ListwiseReranker(
+        model.backbone,
+        local_dim,
+        global_dim,
+        positions,
+        model.size,
+        settings,
+        model.global_token,
+        model.positions,
+        model.score,
+        dropout=model.dropout,
+        force_projection=force_projection,
+        matching=model.matching,
+        kept_locals=model.kept_locals,
+        residual=model.residual,
+    )
 
 
 def build_reranker(experiment: Experiment, seed: int) -> LearnedReranker:

@@ -79,7 +79,7 @@ class Extraction:
     @cached_property
     def to_bits(self) -> np.ndarray:
         """(D, bits) directions whose signs are written."""
-        matrix = bit_directions(Path(self.bits or "").expanduser())
+        matrix = _bit_directions(Path(self.bits or "").expanduser())
         if matrix.shape[1] % 8 or matrix.shape[1] == len(matrix):
             raise ValueError(
                 f"'{self.bits}' makes {matrix.shape[1]} bits of {len(matrix)} numbers; files of bits need a multiple "
@@ -160,7 +160,7 @@ def run_extraction(extraction: Extraction, folder: Path, config: str, seed: int)
     return metrics
 
 
-def bit_directions(path: Path) -> np.ndarray:
+def _bit_directions(path: Path) -> np.ndarray:
     """Return the directions (D, bits) in whose signs a re-ranker reads local descriptors.
 
     Raises:

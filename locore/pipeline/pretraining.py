@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from backbones.settings import check_types
 from locore.metrics.bootstrap import estimate
 from locore.metrics.retrieval import map_at_r
+from locore.pipeline.build import create_listwise
 from locore.pipeline.settings import RESIDUAL_HEAD, Model
 from locore.report import pictures
 from locore.reranking import ListwiseReranker, Shortlist, weights_file
 from locore.reranking.listwise import PROJECTIONS
-from locore.reranking.reranker import rerankers
+from locore.reranking.reranker import Reranker, rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.training.init import whiten
 from locore.training.loop import Training
@@ -59,23 +60,11 @@ class Pretraining:
 
     def create(self) -> ListwiseReranker:
         """Create the re-ranker with random weights."""
-        model = self.model
-        return ListwiseReranker(
-            model.backbone,
-            local_dim=WIDTH,
-            global_dim=WIDTH,
-            max_positions=1,
-            size=model.size,
-            settings=self.settings,
-            global_token=model.global_token,
-            positions=model.positions,
-            score=model.score,
-            dropout=model.dropout,
-            force_projection=True,
-            matching=model.matching,
-            kept_locals=model.kept_locals,
-            residual=model.residual,
-        )
+        return create_listwise(self.model, (WIDTH, WIDTH), 1, self.settings, force_projection=True)
+
+    def count_parameters(self) -> int:
+        """Count the parameters of the re-ranker; whatever cannot be built is reported here."""
+        return sum(p.numel() for p in self.create().parameters())
 
 
 def run_pretraining(pretraining: Pretraining, folder: str | Path, seed: int = 0, config: str = "") -> dict[str, Any]:
@@ -112,21 +101,26 @@ def run_pretraining(pretraining: Pretraining, folder: str | Path, seed: int = 0,
         _whiten(model, lists)
         yield model.loss(wrapped(lists.to(device)), labels.to(device))
 
-    def measure() -> np.ndarray:
-        return np.concatenate([_map_at_r(_scores(model, lists, device), labels) for lists, labels in tested])
+    def scored(lists: Shortlist) -> Tensor:
+        _whiten(model, lists)
+        return _scores(model, lists.to(device))
+
+    def measure(scores: Callable[[Shortlist], Tensor]) -> np.ndarray:
+        return np.concatenate([_map_at_r(scores(lists), labels) for lists, labels in tested])
 
     def validate() -> dict[str, float]:
         torch.manual_seed(seed)
-        return {"mAP@R": 100 * float(measure().mean())}
+        return {"mAP@R": 100 * float(measure(scored).mean())}
 
     trained = [parameter for name, parameter in model.named_parameters() if not name.startswith(PROJECTIONS)]
     groups = [{"params": trained, "scale": 1.0}]
     state = training.fit(model.to(device), batches, losses, validate, folder, seed, groups)
     torch.manual_seed(seed)
+    chamfer = rerankers.create("chamfer")
     found = {
-        "global": np.concatenate([_map_at_r(lists.similarities, labels) for lists, labels in tested]),
-        "chamfer": np.concatenate([_map_at_r(_rated("chamfer", lists), labels) for lists, labels in tested]),
-        "reranked": measure(),
+        "global": measure(lambda lists: lists.similarities),
+        "chamfer": measure(lambda lists: _scores(chamfer, lists)),
+        "reranked": measure(scored),
     }
     if distributed.first():
         pictures.training(folder / "training.png", state["history"])
@@ -163,17 +157,10 @@ def _lists(seed: int, step: int) -> Batch:
     return draw_lists(LISTS, torch.Generator().manual_seed(seed * 10**7 + 10**6 + step))
 
 
-def _scores(model: ListwiseReranker, lists: Shortlist, device: torch.device) -> Tensor:
-    _whiten(model, lists)
-    scores = model.rerank(lists.to(device)).scores
-    assert scores is not None  # a list-wise re-ranker has scores
+def _scores(reranker: Reranker, lists: Shortlist) -> Tensor:
+    scores = reranker.rerank(lists).scores
+    assert scores is not None  # both that are measured have scores
     return scores.cpu()
-
-
-def _rated(name: str, lists: Shortlist) -> Tensor:
-    scores = rerankers.create(name).rerank(lists).scores
-    assert scores is not None
-    return scores
 
 
 def _map_at_r(scores: Tensor, labels: Tensor) -> np.ndarray:

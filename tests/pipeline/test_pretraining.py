@@ -122,6 +122,7 @@ def test_a_run_starts_from_it_and_at_rate_0_stays_there(folder, photos, tmp_path
         ("Model.start = 'synthetic'", "There is no synthetic start of 'query_attention'"),
         ("Model.whitening = None", "Model.start is for list-wise re-rankers whose projections whiten"),
         ("Model.matching = 'query'", "was pretrained with matching = 'list', and this re-ranker has 'query'"),
+        ("query_attention.width = 64", "do not fit its model: of another shape: "),
         ("query_attention.depth = 2", "do not fit its model: missing: encoder.layers.1"),
     ],
 )
