@@ -45,9 +45,9 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def show(browser):
-    """Opens a file; at the end no page may have complained, or asked a network for anything."""
+    """Opens a file; at the end of a test file no page may have complained, or asked a network for anything."""
     pages, seen = [], []
 
     def open_page(path):

@@ -27,8 +27,10 @@ GREEN, RED, GREY = "#1a9850", "#d73027", "#8a94a1"
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
+    figure.set_dpi(110)
+    figure.canvas.draw()  # once; `savefig` draws everything a second time to find the layout
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).save(temporary, "PNG")
     plt.close(figure)
 
 

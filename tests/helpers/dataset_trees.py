@@ -5,18 +5,17 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from locore.datasets import benchmarks
+from small_inputs import glyphs
 
 CLASSES, IMAGES = 12, 4  # of either half
 
 
 def pictures():
     """Rendered characters, IMAGES of a class after IMAGES of another, far more than are needed."""
-    glyphs = benchmarks.create("glyphs").gallery
-    for label in np.unique(glyphs.labels):
-        for index in np.flatnonzero(glyphs.labels == label)[:IMAGES]:
-            yield glyphs.image(int(index))
+    rendered = glyphs()
+    for label in np.unique(rendered.labels):
+        for index in np.flatnonzero(rendered.labels == label)[:IMAGES]:
+            yield rendered.image(int(index))
 
 
 def put(path: Path, image: Image.Image) -> None:

@@ -1,10 +1,11 @@
 """Small real inputs for tests: a folder of glyphs, and settings that run in seconds."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from locore.datasets import benchmarks
+from locore.datasets import ImageSet, benchmarks
 
 QUICK = [
     "Extractor.image_size = 32",
@@ -22,12 +23,18 @@ QUICK = [
 ]
 
 
+@cache  # to read them takes a second
+def glyphs() -> ImageSet:
+    """Every rendered character that is searched on `glyphs`."""
+    return benchmarks.create("glyphs").gallery
+
+
 def write_glyphs(root: Path, classes: int = 24, images: int = 6) -> Path:
     """A folder with one sub-folder a class, of real renderings."""
-    glyphs = benchmarks.create("glyphs").gallery
-    for label in np.unique(glyphs.labels)[:classes]:
-        for index in np.flatnonzero(glyphs.labels == label)[:images]:
-            path = root / f"{label:05x}" / f"{glyphs.names[index].split()[1]}.png"
+    rendered = glyphs()
+    for label in np.unique(rendered.labels)[:classes]:
+        for index in np.flatnonzero(rendered.labels == label)[:images]:
+            path = root / f"{label:05x}" / f"{rendered.names[index].split()[1]}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            glyphs.image(int(index)).save(path)
+            rendered.image(int(index)).save(path)
     return root

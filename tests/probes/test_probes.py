@@ -146,15 +146,11 @@ def test_the_spread_over_orders_is_none_or_all(world):
 @pytest.mark.parametrize("backbone", ["transformer", "mamba", "rwkv", "longformer"])
 def test_influence_is_the_derivative_towards_the_mean_token(backbone):
     torch.manual_seed(0)
-    model = ListwiseReranker(backbone, 8, 16, settings={"width": 32, "depth": 2, "heads": 2}).double()
+    model = ListwiseReranker(backbone, 8, 16, settings={"width": 32, "depth": 2, "heads": 2})
     drawn = Shortlist.random(2, 5, 3, 8, 16)
     mask = torch.ones(2, 5, 3, dtype=torch.bool)
     mask[0, 4, 1:] = False
-    query, candidates = (
-        Descriptors(*(x.double() if x.is_floating_point() else x for x in vars(each).values()))
-        for each in (drawn.query, replace(drawn.candidates, mask=mask))
-    )
-    shortlist = Shortlist(drawn.similarities.double(), query, candidates)
+    shortlist = replace(drawn, candidates=replace(drawn.candidates, mask=mask))
     found = influence(model, shortlist, 2)
     assert found.shape == (2, 6, 5) and not found[0, 5, 2:4].any()
     embedded = model.embedded(shortlist)
@@ -168,7 +164,7 @@ def test_influence_is_the_derivative_towards_the_mean_token(backbone):
         return model.rerank(changed).scores[:, 2]
 
     expected = (score(step) - score(-step)) / (2 * step)
-    torch.testing.assert_close(found[:, 3, 1].float(), expected.float(), atol=1e-4, rtol=1e-2)  # scores are float32
+    torch.testing.assert_close(found[:, 3, 1], expected, atol=1e-4, rtol=1e-2)
 
 
 def run(method, out, *lines):

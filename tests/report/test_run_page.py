@@ -35,11 +35,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def opened(folder, show):
+@pytest.fixture(scope="module")
+def page(folder, show):
     page = show(folder / "report.html")
     page.wait_for_selector("article.query")
     return page
+
+
+@pytest.fixture
+def opened(page):
+    """The page as it opens."""
+    yield page
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.locator("#find").fill("")
+    page.locator("#run").select_option("0")
+    page.locator("#sort").select_option("gain")
 
 
 def measured(folder, method):
