@@ -66,21 +66,22 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -
     Args:
         path: the folder or file. Published weights may also be files of torch.save, read by its restricted loader.
         dtype: of weights and activations; torch.bfloat16 halves both.
-        options: settings that published weights do not show, see `locore.checkpoints.published.build`.
+        options: of published weights, settings that they do not show, see `locore.checkpoints.published.build`; of a
+            list-wise re-ranker of ours, `kept_locals` in the place of what it was trained with: fewer are faster.
 
     Raises:
-        ValueError: the file is missing or damaged, or neither ours nor a published one.
+        ValueError: the file is missing or damaged, or neither ours nor a published one; or an option is not for it.
     """
     path = _file(path)
     tensors, spec, trained = weights_file.read(path)
     model: ListwiseReranker | PairwiseReranker
     if spec is None:
         model = published.build(tensors, str(path), **options)
-    elif options:
-        raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(options)}.")
+    elif unknown := sorted(set(options) - (set() if "method" in spec else {"kept_locals"})):
+        raise ValueError(f"'{path}' says itself how to build its model; leave out {', '.join(unknown)}.")
     else:
         try:
-            model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec)
+            model = pairwise.create(**spec) if "method" in spec else ListwiseReranker(**spec | options)
             if trained:
                 trained["extractor"] = _with_files_beside(path.parent, trained["extractor"])
         except (LookupError, TypeError, AttributeError, RuntimeError, MemoryError) as error:

@@ -41,11 +41,13 @@ class Pretraining:
     Attributes:
         model: the list-wise re-ranker; one position for all tokens, since the lists of a pretraining are short.
         steps: of 8 lists.
+        learning_rate: of AdamW, after 100 steps of warm-up; attention-only backbones need a smaller one.
         settings: further arguments of the backbone.
     """
 
     model: Model = field(default_factory=lambda: Model(**RESIDUAL_HEAD))
     steps: int = 2400
+    learning_rate: float = 1e-3
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -57,6 +59,8 @@ class Pretraining:
             )
         if self.steps < 1:
             raise ValueError(f"Pretraining.steps = {self.steps} must be at least 1.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"Pretraining.learning_rate = {self.learning_rate} must be above 0.")
 
     def create(self) -> ListwiseReranker:
         """Create the re-ranker with random weights."""
@@ -89,7 +93,9 @@ def run_pretraining(pretraining: Pretraining, folder: str | Path, seed: int = 0,
     model = pretraining.create()
     steps = pretraining.steps
     every = max(1, steps // 6)
-    training = Training(steps, batch_size=LISTS, learning_rate=1e-3, warmup_steps=100, validate_every=every)
+    training = Training(
+        steps, batch_size=LISTS, learning_rate=pretraining.learning_rate, warmup_steps=100, validate_every=every
+    )
     tested = [_lists(seed, number) for number in range(-TESTED // LISTS, 0)]
     device = distributed.device()
 

@@ -104,6 +104,8 @@ class ListEmbedding(nn.Module):
         for value, known in ((positions, POSITIONS), (activation, ACTIVATIONS), (matching, COUNTS)):
             if value not in known:
                 raise ValueError(f"Unknown setting '{value}' of the re-ranker{suggest(value, known)}")
+        if kept_locals is not None and kept_locals < 1:
+            raise ValueError(f"kept_locals = {kept_locals} must be at least 1, or None for all.")
         self.global_token, self.positions = global_token, positions
         self.matching, self.kept_locals = matching, kept_locals
         self.local = projection(local_dim, width, force_projection, bottleneck, activation)

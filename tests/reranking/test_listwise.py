@@ -103,6 +103,21 @@ def test_saved_and_loaded_it_scores_the_same(tmp_path):
     torch.testing.assert_close(native.load(tmp_path).rerank(shortlist).scores, model.rerank(shortlist).scores)
 
 
+def test_it_reads_as_many_local_descriptors_as_it_is_asked_to(tmp_path):
+    model, shortlist = reranker("mamba", positions="none"), Shortlist.random(2, K, L, 12, 20)
+    native.save(model, tmp_path / "model.safetensors")
+    fewer = native.load(tmp_path, kept_locals=2)
+    assert fewer.embedding.kept_places(shortlist).shape == (2, 1 + K, 2)
+    model.embedding.kept_locals = 2
+    torch.testing.assert_close(fewer.rerank(shortlist).scores, model.rerank(shortlist).scores)
+    native.save(fewer, tmp_path / "fewer" / "model.safetensors")
+    torch.testing.assert_close(native.load(tmp_path / "fewer").rerank(shortlist).scores, fewer.rerank(shortlist).scores)
+    with pytest.raises(ValueError, match="leave out heads"):
+        native.load(tmp_path, kept_locals=2, heads=4)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        native.load(tmp_path, kept_locals=0)
+
+
 def test_it_is_kept_in_a_folder_of_the_hub(tmp_path):
     model, shortlist = reranker("mamba"), Shortlist.random(2, K, L, 12, 20)
     model.save_pretrained(tmp_path / "kept")
