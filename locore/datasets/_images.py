@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +16,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from locore.datasets.benchmark import ImageSet
+
+log = logging.getLogger(__name__)
 
 # What Pillow and zipfile raise of damaged, hostile or encrypted images.
 UNREADABLE = (
@@ -26,7 +30,10 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
+# Photographs that Pillow reads with a plug-in, if at all.
+UNREAD_SUFFIXES = {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+UNREAD = "Pillow does not read this kind as it is installed; save them as JPEG"
 WHOLE_SIZE = "whole size"  # in an image's `info`: width and height of the file that it was cut out of
 
 
@@ -140,24 +147,55 @@ def on_white(image: Image.Image) -> Image.Image:
 def image_files(root: Path) -> list[tuple[str, tuple[int, int]]]:
     """List name and (size, checksum or time of change) of every image in the sub-folders of a folder or zip, sorted.
 
+    Photographs of kinds that cannot be read are left out; a warning counts them.
+
     Raises:
         ValueError: it is neither a folder nor a zip.
     """
     if root.is_dir():
-        files = [(p.relative_to(root).as_posix(), p) for p in root.rglob("*")]
-        kept = [(name, p.stat()) for name, p in files if _is_image(name) and p.is_file()]
-        return sorted((name, (stat.st_size, stat.st_mtime_ns)) for name, stat in kept)
-    try:
-        with zipfile.ZipFile(root) as archive:
-            return sorted(
-                (info.filename, (info.file_size, info.CRC)) for info in archive.infolist() if _is_image(info.filename)
-            )
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"'{root}' is neither a folder nor a readable zip ({error}).") from error
+        files = {path.relative_to(root).as_posix(): path for path in files_below(root)}
+        stats = [(name, files[name].stat()) for name in files if _is_image(name)]
+        listed, found = list(files), [(name, (stat.st_size, stat.st_mtime_ns)) for name, stat in stats]
+    else:
+        try:
+            with zipfile.ZipFile(root) as archive:
+                listed = archive.namelist()
+                found = [(i.filename, (i.file_size, i.CRC)) for i in archive.infolist() if _is_image(i.filename)]
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"'{root}' is neither a folder nor a readable zip ({error}).") from error
+    if unread := [name for name in listed if is_unread(name)]:
+        log.warning("%d photographs in %s are left out, such as '%s': %s.", len(unread), root, unread[0], UNREAD)
+    return sorted(found)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file in a folder and in all folders below it, links to folders included, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (own := os.path.realpath(place)) in seen:
+            folders.clear()  # a link into a circle, or a second one to the same folder
+            continue
+        seen.add(own)
+        folders.sort()
+        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
+
+
+def is_unread(name: str) -> bool:
+    """Return whether a file is a photograph of a kind that Pillow cannot read as it is installed."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in UNREAD_SUFFIXES and suffix not in Image.registered_extensions() and not _is_hidden(name)
+
+
+def is_readable(name: str) -> bool:
+    """Return whether a file is of a kind that Pillow reads, by its name."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in SUFFIXES or (suffix in UNREAD_SUFFIXES and suffix in Image.registered_extensions())
 
 
 def _is_image(name: str) -> bool:
     """Return whether a file is an image of a class: in a sub-folder, not hidden, not one that macOS adds to a zip."""
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and len(path.parts) > 1 and not hidden
+    return is_readable(name) and len(PurePosixPath(name).parts) > 1 and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -289,7 +289,8 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         gallery: number of gallery images.
 
     Raises:
-        ValueError: the file is missing, cannot be read safely, has another shape, or names images that do not exist.
+        ValueError: the file is missing, cannot be read safely, has another shape, names images that do not exist, or
+            has the most similar image last.
     """
     try:
         found = unpickle(path)
@@ -325,7 +326,15 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         twice = (part[:, 1:] == part[:, :-1]).any(axis=1)
         if twice.any():
             raise ValueError(f"'{path}' names an image twice for query {start + np.flatnonzero(twice)[0]}.")
-    return Neighbours(indices, table[0].astype(np.float32), np.zeros(indices.shape, dtype=bool))
+    similarities = table[0].astype(np.float32)
+    middle = similarities.shape[1] // 2
+    rising = similarities[:, :middle].mean(axis=1) < similarities[:, middle:].mean(axis=1) if middle else np.zeros(1)
+    if rising.mean() > 0.5:
+        raise ValueError(
+            f"'{path}' has similarities that rise along its lists: they are distances, or the best image is last. Save "
+            "similarities, the highest first."
+        )
+    return Neighbours(indices, similarities, np.zeros(indices.shape, dtype=bool))
 
 
 def write_neighbours(path: Path, neighbours: Neighbours) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,13 @@ from locore.datasets import Benchmark, ImageSet, Subset
 from locore.datasets.benchmark import Joined as JoinedImages
 from locore.descriptors import ames_files
 from locore.descriptors.ames_files import Joined, Locals, Stored
-from locore.descriptors.table import Rows
+from locore.descriptors.table import Rows, SearchedTable
 from locore.retrieval import Neighbours
 
+log = logging.getLogger(__name__)
 Table = Stored | Joined | Rows
+COMPARED = 50  # queries, and places of each list, by which lists are compared with descriptors
+LEAST_AGREEMENT = 0.98  # correlation; half precision keeps more
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,17 @@ class Files:
         _alike("queries", queries, "gallery", gallery)
         return queries, Joined(gallery, distractors)
 
-    def neighbours_of_queries(self, benchmark: Benchmark) -> Neighbours | None:
-        """Return the shortlists of the queries; None if there is no file of them."""
+    def neighbours_of_queries(
+        self, benchmark: Benchmark, tables: tuple[SearchedTable, SearchedTable]
+    ) -> Neighbours | None:
+        """Return the shortlists of the queries; None if there is no file of them.
+
+        Shortlists may come from other global descriptors, but it is more often a mistake: a warning says so.
+
+        Args:
+            benchmark: has the queries and the gallery.
+            tables: their descriptors.
+        """
         if not self.shortlists:
             return None
         path, queries = self._path(self.shortlists), benchmark.queries
@@ -108,6 +121,13 @@ class Files:
             raise ValueError(
                 f"'{path}' has none of the distractors, so it was made without them; give Files.shortlists that were "
                 "made with them."
+            )
+        if (agreement := _agreement(found, *tables)) < LEAST_AGREEMENT:
+            log.warning(
+                "The global descriptors do not give the similarities of '%s' (correlation %.2f). If both are of one "
+                "model, one of the files has its images in another order.",
+                path,
+                agreement,
             )
         return found
 
@@ -155,6 +175,19 @@ class Files:
         paths = [self._path(name) for name in astuple(self) if isinstance(name, str)]
         stats = [(path, path.stat()) for path in paths if path.is_file()]
         return "".join(f"# {path}: {stat.st_size} bytes, changed {stat.st_mtime_ns}\n" for path, stat in stats)
+
+
+def _agreement(lists: Neighbours, queries: SearchedTable, gallery: SearchedTable) -> float:
+    """Return the correlation of the similarities of lists with those of descriptors, over a sample of the pairs."""
+    rows = np.random.default_rng(0).permutation(len(lists.indices))[:COMPARED]
+    places = np.linspace(0, lists.indices.shape[1] - 1, COMPARED, dtype=np.int64)
+    images, listed = lists.indices[rows][:, places], lists.similarities[rows][:, places]
+    asked = np.asarray(queries.global_matrix[rows], dtype=np.float32)
+    found = np.asarray(gallery.global_matrix[images.ravel()], dtype=np.float32).reshape(*images.shape, -1)
+    own = np.einsum("qd,qkd->qk", asked, found)
+    if listed.std() == 0 or own.std() == 0:
+        return 1.0  # nothing to compare by
+    return float(np.corrcoef(listed.ravel(), own.ravel())[0, 1])
 
 
 def _alike(one: str, ours: Table, other: str, theirs: Table) -> None:

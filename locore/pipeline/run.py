@@ -70,7 +70,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
             experiment.data.training_images(benchmark)
         )  # report what is missing before the search
     with stage("shortlists"):
-        given = experiment.files.neighbours_of_queries(benchmark) if experiment.files else None
+        given = experiment.files.neighbours_of_queries(benchmark, (queries, gallery)) if experiment.files else None
         searches = build_searches(experiment, benchmark, queries, gallery, given)
     learned = Learned(None, None, None)
     if experiment.trains:

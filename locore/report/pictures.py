@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -28,9 +29,10 @@ GREEN, RED, GREY = "#1a9850", "#d73027", "#8a94a1"
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically, and close it."""
     figure.set_dpi(110)
-    figure.canvas.draw()  # once; `savefig` draws everything a second time to find the layout
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once; `savefig` draws everything a second time to find the layout
     with atomic(path) as temporary:
-        Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).save(temporary, "PNG")
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).save(temporary, "PNG")
     plt.close(figure)
 
 

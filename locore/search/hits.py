@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,17 @@ class Hit:
 
 def rerank(
     query: Picture,
-    hits: Sequence[Picture],
+    hits: Iterable[Picture],
     reranker: str | Path | Reranker | None = None,
     extractor: Extractor | None = None,
 ) -> list[Hit]:
     """Re-rank the hits of a search, best first.
 
     Args:
-        query: an image or its file.
-        hits: images or their files, in the order in which they were found. More of them than a list-wise model was
-            trained on are re-ranked in windows.
+        query: an image: the path of its file, the bytes of its file, an open file, a PIL image, or an array
+            (height, width, 3) of uint8.
+        hits: images, in the order in which they were found. More of them than a list-wise model was trained on are
+            re-ranked in windows.
         reranker: the name of a re-ranker without weights ("chamfer", "geometric", …), or "synthetic", a list-wise one
             that was trained without images, whose scores are combined with the similarity of global descriptors; a run
             folder; or a re-ranker: for many queries, load it once and give its extractor. None = "synthetic", or, for
@@ -67,12 +68,13 @@ def rerank(
     Raises:
         ValueError: there is no such re-ranker, it reads other descriptors, or an image cannot be read.
     """
-    if isinstance(hits, str | Path):
-        raise ValueError(f"hits must be a list of images or of their files, not '{hits}'.")
-    if not len(hits):
+    if isinstance(hits, str | bytes | Path | Set | Mapping) or not isinstance(hits, Iterable):
+        raise ValueError(f"hits must be a list of images, in the order of the search, not a {type(hits).__name__}.")
+    pictures = {"query": query, **{f"hits[{number}]": hit for number, hit in enumerate(hits)}}
+    if len(pictures) == 1:
         return []
     model, extractor, size = load_with_extractor(reranker, extractor)
-    found = describe_cached([query, *hits], extractor)
+    found = describe_cached(pictures, extractor)
     return rerank_described(model, size, found[torch.tensor([0])], found[torch.arange(1, len(found))])
 
 
@@ -131,6 +133,8 @@ def load_with_extractor(
         trained = native.trained_on(reranker)
         any_length = not isinstance(model, ListwiseReranker) or model.embedding.positions == "none"
         return model, trained.extractor, None if any_length else trained.candidates
+    if isinstance(reranker, type) or not callable(getattr(reranker, "rerank", None)):
+        raise ValueError(f"{reranker!r} is not a re-ranker; give a name, a run folder, or a re-ranker that was made.")
     if isinstance(reranker, nn.Module) and extractor is None:
         raise ValueError("A re-ranker with weights reads the descriptors that it was trained on; give the extractor.")
     extractor = extractor or Extractor(**PHOTOS)

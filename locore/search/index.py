@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from locore.datasets._images import SUFFIXES
+from locore.datasets._images import UNREAD, files_below, is_readable, is_unread
 from locore.descriptors import Descriptors, Extractor
 from locore.descriptors.image_cache import open_image
 from locore.utils.files import atomic, cache_folder
@@ -51,13 +51,14 @@ def index(folder: Path, extractor: Extractor) -> Index:
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder of photos at '{folder}'.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    versions = {p.relative_to(folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
+    paths = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+    stats = {name: path.stat() for name, path in sorted(paths.items()) if is_readable(name)}
+    versions = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     file = cache_folder() / "indexes" / f"{name}-{extractor.fingerprint}.npz"
     known = {n: d for n, (version, d) in _read(file).items() if versions.get(n) == version}
     new, unsaved = [n for n in versions if n not in known], 0
-    unreadable: dict[str, str] = {}
+    unreadable = {name: UNREAD for name in sorted(paths) if is_unread(name)}
     for part, failed in _described(folder, new, extractor):
         known |= part
         unreadable |= failed
@@ -67,7 +68,8 @@ def index(folder: Path, extractor: Extractor) -> Index:
             unsaved = 0
     names = sorted(known)
     if not names:
-        raise ValueError(f"'{folder}' has no readable photo.")
+        left_out = f"; {len(unreadable)} cannot be read, such as '{min(unreadable)}'" if unreadable else ""
+        raise ValueError(f"'{folder}' has no readable photo{left_out}.")
     if new:
         _write(file, known, versions)
     return Index(names, Descriptors.stack([known[n] for n in names]), unreadable)

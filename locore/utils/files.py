@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import os
+import platform
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+ABANDONED = 24 * 3600  # seconds
 UMASK = os.umask(0o022)
 os.umask(UMASK)  # it can only be read by setting it
 
@@ -19,10 +25,10 @@ os.umask(UMASK)  # it can only be read by setting it
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there is moved into place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
-        if not _alive(left.name.split(".")[-2]):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _abandoned(left):
             left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~UMASK)  # some libraries write for the owner alone
@@ -39,14 +45,28 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _alive(pid: str) -> bool:
+@cache
+def _host() -> str:
+    """Return a short name of the space in which a process number is unique: this machine, or this container of it."""
+    space = Path("/proc/self/ns/pid")
+    numbered_in = os.readlink(space) if space.exists() else ""
+    return hashlib.sha256(f"{platform.node()} {numbered_in}".encode()).hexdigest()[:8]
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Return whether nobody writes a temporary file any more: its process is gone, or it is older than a day."""
     try:
+        if time.time() - temporary.stat().st_mtime > ABANDONED:
+            return True
+        host, pid, _ = temporary.name.split(".")[-2].split("-")
+        if host != _host():
+            return False
         os.kill(int(pid), 0)
     except (ProcessLookupError, OverflowError):
-        return False
-    except (OSError, ValueError):  # another's, or none of ours
+        return True
+    except (OSError, ValueError):  # another user's, gone already, or not named by us
         pass
-    return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:

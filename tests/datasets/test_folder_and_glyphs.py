@@ -77,7 +77,7 @@ def test_a_photo_of_a_turned_phone_is_upright_everywhere(tmp_path):
     assert np.array_equal(images.image(0), images.image(1))
     extractor = Extractor(image_size=64)
     as_given = extractor.describe([Image.open(tmp_path / "c" / name) for name in ("a.png", "b.png")])
-    by_path = describe_cached([tmp_path / "c" / "a.png", tmp_path / "c" / "b.png"], extractor)
+    by_path = describe_cached({n: tmp_path / "c" / f"{n}.png" for n in "ab"}, extractor)
     for described in (extractor.extract(images), as_given, by_path):
         assert torch.equal(described.global_descriptor[0], described.global_descriptor[1])
     locore.rerank(Image.open(tmp_path / "c" / "b.png"), [tmp_path / "c" / "a.png"])
@@ -92,6 +92,34 @@ def test_transparent_and_grey_images_come_as_rgb_on_white(tmp_path):
     train = benchmarks.create("folder", path=str(root)).train
     assert {train.image(i).mode for i in range(4)} == {"RGB"}
     assert train.image(0).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_folders_of_one_name_in_train_and_val_are_one_class(tmp_path, caplog):
+    root = write_glyphs(tmp_path / "train", classes=4, images=4)
+    for path in sorted(root.rglob("*.png"))[::2]:
+        moved = tmp_path / "val" / path.relative_to(root)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+    benchmark = benchmarks.create("folder", path=str(tmp_path))
+    assert "train, val" in caplog.text and np.bincount(benchmark.gallery.labels).tolist() == [0, 0, 4, 4]
+    classes = [{name.split("/")[1] for name in part.names} for part in (benchmark.train, benchmark.gallery)]
+    assert not classes[0] & classes[1]
+
+
+def test_kinds_of_photographs_are_read_or_named_and_links_are_followed(tmp_path, caplog):
+    root = write_glyphs(tmp_path / "images", classes=6, images=3)
+    elsewhere = write_glyphs(tmp_path / "elsewhere", classes=6, images=3)
+    first = min(root.rglob("*.png"))
+    for suffix, kind in (("avif", "AVIF"), ("jp2", "JPEG2000"), ("jfif", "JPEG")):
+        Image.open(first).convert("RGB").save(first.with_suffix(f".{suffix}"), kind)
+    first.with_suffix(".HEIC").write_bytes(b"a photograph of a phone")
+    (root / "linked").symlink_to(sorted(elsewhere.iterdir())[0])
+    (root / "circle").symlink_to(root)
+    benchmark = benchmarks.create("folder", path=str(root))
+    train, names = benchmark.train, [*benchmark.train.names, *benchmark.gallery.names]
+    assert len(names) == len(set(names)) == 6 * 3 + 3 + 3 and sum(name.startswith("linked/") for name in names) == 3
+    assert "1 photographs" in caplog.text and ".HEIC" in caplog.text and "save them as JPEG" in caplog.text
+    assert all(train.image(row).mode == "RGB" for row in range(len(train)))
 
 
 def test_wrong_folders_are_reported(tmp_path):

@@ -18,7 +18,7 @@ from locore.descriptors.augment import AnyView, View
 from locore.descriptors.pooling import POOLINGS
 from locore.descriptors.table import read_arrays, write_arrays
 from locore.reranking import Shortlist
-from locore.utils.files import cache_folder
+from locore.utils.files import _host, cache_folder
 
 QUICK = Extractor(image_size=32, local_stage=3, grid_size=2, batch_size=4)
 
@@ -139,7 +139,7 @@ def test_a_killed_run_resumes_after_the_last_part(images, tmp_path, monkeypatch)
         QUICK.extract(images)
     (folder,) = (tmp_path / "cache" / "descriptors").glob("*.parts")
     (part, *_) = sorted(folder.iterdir())
-    part.rename(part.with_name(f".{part.name}.99999999.tmp"))  # what a kill in the middle of a write leaves
+    part.rename(part.with_name(f".{part.name}.{_host()}-99999999-0.tmp"))  # what a kill in the middle of a write leaves
     assert torch.equal(QUICK.extract(images).local, whole.local)
     assert len(calls) == 5  # two parts, the killed one, and that one and the first again
     assert not list((tmp_path / "cache" / "descriptors").glob("*.parts"))

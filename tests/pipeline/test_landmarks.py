@@ -200,12 +200,17 @@ def test_shortlists_of_other_descriptors_are_read(folder, tmp_path, capsys):
     searched, read = (
         json.loads((tmp_path / n / "metrics.json").read_text())["protocols"] for n in ("searched", "read")
     )
-    assert searched == read
+    assert searched == read and "in another order" not in capsys.readouterr().err
     turned = np.stack([table[0], np.roll(table[1], 40, axis=1)])  # by descriptors of which nobody else knows
     (tmp_path / "nn_other.pkl").write_bytes(pickle.dumps(turned))
     assert run(folder, tmp_path / "other", f"Files.shortlists = '{tmp_path / 'nn_other.pkl'}'") == 0
+    assert "one of the files has its images in another order" in " ".join(capsys.readouterr().err.split())
     other = json.loads((tmp_path / "other" / "metrics.json").read_text())["protocols"]
     assert other["medium"]["global"] != searched["medium"]["global"]
+    for wrong in (table[:, :, ::-1], np.stack([2 - 2 * table[0], table[1]])):  # worst first, and distances
+        (tmp_path / "nn_wrong.pkl").write_bytes(pickle.dumps(np.ascontiguousarray(wrong)))
+        assert run(folder, tmp_path / "wrong", f"Files.shortlists = '{tmp_path / 'nn_wrong.pkl'}'") == 2
+        assert "similarities that rise along its lists" in capsys.readouterr().err
     (tmp_path / "nn_short.pkl").write_bytes(pickle.dumps(table[:, :, :20]))
     assert run(folder, tmp_path / "short", f"Files.shortlists = '{tmp_path / 'nn_short.pkl'}'") == 2
     assert "have 20 candidates, but 30" in capsys.readouterr().err

@@ -1,5 +1,9 @@
 """The hits of a search in, an order out."""
 
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -60,6 +64,39 @@ def test_an_image_in_memory_is_its_file_and_what_is_damaged_is_described_anew(pi
     assert locore.rerank(pictures[0], pictures[1:], Chamfer(), SMALL) == first
 
 
+def test_an_image_may_be_given_in_many_ways(pictures):
+    expected = locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    content = [path.read_bytes() for path in pictures]
+    for ways in (
+        (path for path in pictures),
+        content,
+        map(bytearray, content),
+        map(io.BytesIO, content),
+        (np.asarray(Image.open(path)) for path in pictures),
+    ):
+        query, *hits = ways
+        assert locore.rerank(query, iter(hits), "chamfer", SMALL) == expected
+    with open(pictures[0], "rb") as file:
+        file.read(10)  # someone looked at it
+        assert locore.rerank(file, pictures[1:], "chamfer", SMALL) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(pictures, tmp_path, monkeypatch, caplog):
+    expected = locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        assert locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL) == expected
+    assert caplog.text.count("cannot be written (") == caplog.text.count("Set LOCORE_CACHE to a folder") == 1
+
+
+def test_threads_ask_about_the_same_new_images(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCORE_CACHE", str(tmp_path))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: locore.rerank(pictures[0], pictures[1:], "chamfer", SMALL), range(8)))
+    assert all(hits == found[0] for hits in found)
+
+
 def test_a_run_describes_as_it_was_trained(root, pictures, tmp_path):
     lines = [*QUICK, f"folder.path = '{root}'", "Reranking.ensemble = False", "Model.positions = 'absolute'"]
     arguments = [part for line in lines for part in ("--set", line)]
@@ -110,11 +147,27 @@ def test_what_is_wrong_is_reported(pictures, tmp_path):
         locore.rerank(pictures[0], pictures[1:], "chamfre")
     with pytest.raises(ValueError, match="neither a run folder nor a re-ranker without weights"):
         locore.rerank(pictures[0], pictures[1:], "ames")
-    with pytest.raises(ValueError, match="Cannot read the image 'None'"):
-        locore.rerank(pictures[0], [None], "chamfer", SMALL)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"Cannot read the image '.*broken.png'"):
-        locore.rerank(pictures[0], [tmp_path / "broken.png"], "chamfer", SMALL)
+    half = Image.open(io.BytesIO(pictures[1].read_bytes()[:800]))
+    for hit, words in (
+        (None, r"hits\[1\] is None, of type NoneType; give a file's path"),
+        (tmp_path / "broken.png", r"Cannot read hits\[1\], '.*"),
+        (b"no image" * 1000, r"Cannot read hits\[1\] \(cannot identify"),
+        (half, r"Cannot read hits\[1\]"),
+        ("https://example.org/a.jpg", r"hits\[1\] is an address, 'https://example.org/a.jpg'; nothing is fetched"),
+        ("a\0b", r"Cannot read hits\[1\]"),
+        (np.zeros((4, 4, 3)), r"hits\[1\] is an array of float64 of shape \(4, 4, 3\)"),
+        (Image.new("RGB", (0, 5)), r"hits\[1\] has no pixels"),
+    ):
+        with pytest.raises(ValueError, match=words) as raised:
+            locore.rerank(pictures[0], [pictures[1], hit], "chamfer", SMALL)
+        assert len(str(raised.value)) < 300
+    for hits in (set(pictures[1:3]), {"a": pictures[1]}, str(pictures[1]), pictures[1].read_bytes(), 5):
+        with pytest.raises(ValueError, match="hits must be a list of images, in the order of the search, not a"):
+            locore.rerank(pictures[0], hits, "chamfer", SMALL)
+    for reranker in (locore.ListwiseReranker, Chamfer, object()):
+        with pytest.raises(ValueError, match="is not a re-ranker; give a name"):
+            locore.rerank(pictures[0], pictures[1:], reranker, SMALL)
     assert len(locore.rerank(pictures[0], pictures[1:2], "chamfer", SMALL)) == 1
 
 
