@@ -60,21 +60,28 @@ def trained_on(path: str | Path) -> Trained:
         ) from error
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> ListwiseReranker | PairwiseReranker:
+def load(
+    path: str | Path, dtype: torch.dtype | str = torch.float32, **options: Any
+) -> ListwiseReranker | PairwiseReranker:
     """Load the re-ranker of a run folder, of a `model.safetensors`, or of published weights, ready to re-rank.
 
     Args:
         path: the folder or file. Published weights may also be files of torch.save, read by its restricted loader.
-        dtype: of weights and activations; torch.bfloat16 halves both.
+        dtype: of weights and activations; torch.bfloat16, or "bfloat16", halves both.
         options: of published weights, settings that they do not show, see `locore.checkpoints.published.build`; of a
             list-wise re-ranker of ours, `kept_locals` in the place of what it was trained with: fewer are faster.
 
     Raises:
-        ValueError: the file is missing or damaged, or neither ours nor a published one; or an option is not for it.
+        ValueError: the file is missing or damaged, or neither ours nor a published one; or the type or an option is not
+            for it.
     """
-    path = _file(path)
+    path, precision = _file(path), getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
+        raise ValueError(f"dtype = {dtype!r} must be a floating-point type of torch, such as torch.bfloat16.")
     tensors, spec, trained = weights_file.read(path)
     model: ListwiseReranker | PairwiseReranker
+    if spec is None and any(name.startswith(("embedding.sep", "model.embedding.sep")) for name in tensors):
+        raise ValueError(f"'{path}' is the state of a training; load its folder, or the '{WEIGHTS}' in it.")
     if spec is None:
         model = published.build(tensors, str(path), **options)
     elif unknown := sorted(set(options) - (set() if "method" in spec else {"kept_locals"})):
@@ -90,7 +97,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -
             ) from error
         safetensors.fill(model, tensors, str(path))
         model.trained = trained
-    return model.to(dtype).eval()
+    return model.to(precision).eval()
 
 
 def _with_files_beside(folder: Path, extractor: dict[str, Any]) -> dict[str, Any]:

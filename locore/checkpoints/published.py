@@ -57,7 +57,7 @@ def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"These are not tensors of a published LOCORE checkpoint: {', '.join(unknown)}.")
+        raise ValueError(f"These are tensors of no re-ranker that is known here: {safetensors.some(unknown)}.")
     return renamed
 
 

@@ -20,7 +20,7 @@ from backbones.registry import suggest
 from locore.descriptors.table import Descriptors
 from locore.reranking import weights_file
 from locore.reranking.match_features import COUNTS, Matches
-from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present
+from locore.reranking.reranker import IGNORED, Ranking, Shortlist, check_widths, only_present
 from locore.reranking.weights_file import WEIGHTS
 from locore.utils import safetensors
 
@@ -370,6 +370,8 @@ class ListwiseReranker(nn.Module, ModelHubMixin):
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist | Embedded) -> Ranking:
         """Sort candidates by score; those not present come last, with score -inf."""
+        if isinstance(shortlist, Shortlist):
+            check_widths(self, shortlist)
         training = self.training
         self.eval()
         scores = self.scores(self(shortlist))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locore.descriptors.table import Descriptors
-from locore.reranking.reranker import IGNORED, Ranking, Shortlist, only_present, rerankers
+from locore.reranking.reranker import IGNORED, Ranking, Shortlist, check_widths, only_present, rerankers
 
 VALUES = 2**22  # of a layer's activations at a time in inference: as much memory for every list
 
@@ -79,6 +79,7 @@ class PairwiseReranker(nn.Module, ABC):
     @torch.inference_mode()
     def rerank(self, shortlist: Shortlist) -> Ranking:
         """Sort candidates by score; those not present come last, with score -inf."""
+        check_widths(self, shortlist)
         training = self.training
         self.eval()
         at_once = max(1, VALUES // self.values(shortlist.query.local.shape[1]))

@@ -156,6 +156,16 @@ def describe_mismatch(reranker: object, described: Descriptors) -> str | None:
     return None
 
 
+def check_widths(reranker: object, shortlist: Shortlist) -> None:
+    """Check that a re-ranker reads the descriptors of a shortlist.
+
+    Raises:
+        ValueError: it was made for other widths.
+    """
+    if mismatch := describe_mismatch(reranker, shortlist.candidates):
+        raise ValueError(f"The re-ranker reads {mismatch}; give the descriptors that it was trained on.")
+
+
 def only_present(scores: Tensor, present: Tensor | None) -> Tensor:
     """Set the scores (B, K) of candidates that are not present to -inf."""
     return scores if present is None else scores.masked_fill(~present, -torch.inf)

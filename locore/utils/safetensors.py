@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from locore.utils.files import atomic
 
+NAMED = 5  # names in a message
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -78,12 +81,23 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # torch's restricted loader fails in many ways at what it does not know
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"'{path}' holds an object of {asked[1]}, which could run code and is not loaded; save the model's "
+                "state_dict() alone."
+            ) from error
         raise ValueError(f"'{path}' is not a state dict of torch.save, or it is damaged.") from error
     while isinstance(found, dict) and (wrapper := next((w for w in WRAPPERS if isinstance(found.get(w), dict)), None)):
         found = found[wrapper]
     if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in found.items()):
         raise ValueError(f"'{path}' holds more than a state dict; save the model's state_dict() alone.")
     return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def some(names: Iterable[str]) -> str:
+    """Write names for a message: the first few, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -95,7 +109,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
         source: where they are from, for messages.
 
     Raises:
-        ValueError: tensors are missing, left over, of the wrong shape or not finite; the message lists them.
+        ValueError: tensors are missing, left over, of the wrong shape or not finite; the message names the first.
     """
     wanted = module.state_dict()
     wrong = {
@@ -109,6 +123,6 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
         "not finite": [name for name, value in tensors.items() if not value.isfinite().all()],
     }
     if any(wrong.values()):
-        lists = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        lists = "; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"The tensors of '{source}' do not fit its model: {lists}.")
     module.load_state_dict(tensors)

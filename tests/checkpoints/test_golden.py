@@ -110,7 +110,7 @@ def test_a_published_folder_loads_by_one_call_and_scores_the_same(case, tmp_path
         (lambda t: t.update({"language_model.classifier.bias": torch.zeros(3)}), r"head.bias \(3,\) for \(2,\)"),
         (
             lambda t: t.update({"word_embeddings": torch.zeros(3)}),
-            "These are not tensors of a published LOCORE checkpoint: word_embeddings",
+            "These are tensors of no re-ranker that is known here: word_embeddings",
         ),
     ],
 )

@@ -176,7 +176,7 @@ def test_published_weights_that_do_not_fit_are_reported(tmp_path):
         load({**{name: v for name, v in whole.items() if name != "classifier.bias"}, "other": torch.ones(1)}, heads=2)
     with pytest.raises(ValueError, match=r"weights of 'ames', but not all: 'remap_local\.0\.weight' is missing"):
         load({"mtc_token": torch.ones(16)})
-    with pytest.raises(ValueError, match="These are not tensors of a published LOCORE checkpoint: one, two"):
+    with pytest.raises(ValueError, match="These are tensors of no re-ranker that is known here: one, two"):
         load({"one": torch.ones(1), "two": torch.ones(1)})
     with pytest.raises(ValueError, match=r"embedding\.position\.weight, encoder\.layers\.0\.intermediate\.weight"):
         load({"scale_encoder.weight": torch.ones(3, 8)})
@@ -195,8 +195,13 @@ def test_published_weights_that_do_not_fit_are_reported(tmp_path):
     with pytest.raises(ValueError, match=r"is not a state dict of torch"):
         locore.load(tmp_path / "text.pt")
     torch.save({"run": print}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match=r"is not a state dict of torch"):
+    with pytest.raises(ValueError, match="holds an object of print, which could run code"):
         locore.load(tmp_path / "evil.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    with pytest.raises(ValueError, match=r"holds an object of torch\.nn\.modules\.linear\.Linear, which could run"):
+        locore.load(tmp_path / "module.pt")
+    with pytest.raises(ValueError, match=r"known here: 0, 1, 2, 3, 4 and 295 more\.$"):
+        load({str(number): torch.ones(1) for number in range(300)})
 
 
 def lists(case: str) -> Shortlist:

@@ -8,6 +8,7 @@ from backbones.registry import suggest
 from locore.checkpoints import native
 from locore.reranking import ListwiseReranker, Shortlist, pairwise
 from locore.training.init import whiten
+from locore.utils import safetensors
 
 K, L = 6, 4
 
@@ -116,6 +117,24 @@ def test_it_reads_as_many_local_descriptors_as_it_is_asked_to(tmp_path):
         native.load(tmp_path, kept_locals=2, heads=4)
     with pytest.raises(ValueError, match="must be at least 1"):
         native.load(tmp_path, kept_locals=0)
+
+
+def test_what_a_model_cannot_be_or_read_is_reported(tmp_path):
+    model = reranker("mamba")
+    native.save(model, tmp_path / "model.safetensors")
+    assert next(native.load(tmp_path, "bfloat16").parameters()).dtype == torch.bfloat16
+    for dtype in ("bfloat61", "int8", torch.int8, "nn"):
+        with pytest.raises(ValueError, match="must be a floating-point type of torch"):
+            native.load(tmp_path, dtype)
+    for prefix in ("", "model."):  # what a training resumes from
+        safetensors.write(tmp_path / "last.safetensors", {f"{prefix}{n}": v for n, v in model.state_dict().items()})
+        with pytest.raises(ValueError, match="is the state of a training; load its folder"):
+            native.load(tmp_path / "last.safetensors")
+    for other in (Shortlist.random(1, K, L, 13, 20), Shortlist.random(1, K, L, 12, 21)):
+        with pytest.raises(ValueError, match=r"The re-ranker reads descriptors of (local|global)_dim"):
+            model.rerank(other)
+    with pytest.raises(ValueError, match="The re-ranker reads descriptors of local_dim 12, these have 13"):
+        pairwise.create("rrt", "mini", 12, 20, settings={}).rerank(Shortlist.random(1, K, L, 13, 20))
 
 
 def test_it_is_kept_in_a_folder_of_the_hub(tmp_path):
