@@ -60,20 +60,28 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         raise missing(name, path, root, SOURCE) from None
     try:
         listed, asked = (list(map(str, truth[field])) for field in ("imlist", "qimlist"))
-        boxes = np.array([each["bbx"] for each in truth["gnd"]], dtype=float).reshape(len(asked), 4)
-        graded = {g: [np.array(each[g], dtype=np.int64).ravel() for each in truth["gnd"]] for g in GRADES}
+        answers = list(truth["gnd"])
+        if not asked or len(asked) != len(answers):
+            raise ValueError(f"it has {len(asked)} queries and answers of {len(answers)}")
+        boxes = None
+        if _boxed(answers):
+            boxes = np.array([each["bbx"] for each in answers], dtype=float).reshape(len(asked), 4)
+        graded = {grade: [_rows(each, grade) for each in answers] for grade in GRADES}
         for rows in graded.values():
             if any(len(row) and not 0 <= row.min() <= row.max() < len(listed) for row in rows):
                 raise ValueError("an answer is not an image of the list")
         for each in map(np.concatenate, zip(*graded.values(), strict=True)):
             if len(np.unique(each)) < len(each):
                 raise ValueError("an image is in two grades of a query, or twice in one")
-        if not np.isfinite(boxes).all() or (boxes[:, :2] >= boxes[:, 2:]).any() or not asked:
-            raise ValueError("a box is not finite or empty, or there is no query")
+        if boxes is not None and (not np.isfinite(boxes).all() or (boxes[:, :2] >= boxes[:, 2:]).any()):
+            raise ValueError("a box is not finite or empty")
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"'{path}' is not the ground truth of {name} ({error}); get it from {SOURCE}.") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"'{path}' is not the ground truth of {name} ({why}); get it from {SOURCE}.") from error
     if len(listed) != IMAGES[name]:
         log.warning("'%s' names %d images where %d were published.", path, len(listed), IMAGES[name])
+    if boxes is None:
+        log.warning("'%s' has no boxes ('bbx'), so the queries are whole images.", path)
     landmarks = [re.sub(r"_\d+$", "", image) for image in asked]
     gallery: ImageSet = FileImages(root / "jpg", _files(listed), np.full(len(listed), NOBODY))
     if distractors:
@@ -88,6 +96,30 @@ def revisited(name: str, root: Path, distractors: str | None) -> Benchmark:
         },
         suite=Revisited(),
     )
+
+
+def _boxed(answers: list[dict]) -> bool:
+    """Return whether the queries have boxes.
+
+    Raises:
+        ValueError: only some have.
+    """
+    boxed = [each.get("bbx") is not None for each in answers]
+    if any(boxed) and not all(boxed):
+        raise ValueError(f"query {boxed.index(False)} has no box ('bbx'), and others have")
+    return any(boxed)
+
+
+def _rows(answer: dict, grade: str) -> np.ndarray:
+    """Return the images of a grade.
+
+    In the older ground truth of Oxford5k and Paris6k "ok" is whatever is right; it is "easy" here, and nothing is hard.
+    """
+    older = "ok" in answer and "easy" not in answer and "hard" not in answer
+    found = np.asarray({"easy": answer["ok"], "hard": [], "junk": answer["junk"]}[grade] if older else answer[grade])
+    if found.size and (found.dtype.kind not in "iuf" or (found != found.astype(np.int64)).any()):
+        raise ValueError(f"'{grade}' has something else than whole numbers")
+    return found.astype(np.int64).ravel()
 
 
 def _distractors(root: Path) -> FileImages:

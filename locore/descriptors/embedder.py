@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import timm
 import torch
 from einops import rearrange
+from huggingface_hub import constants
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -186,12 +190,47 @@ class Embedder(nn.Module):
             torch.manual_seed(0)
             embedder = cls(model, image_size, pooling)
         if weights == "pretrained":
-            loaded: Any = timm.create_model(model, pretrained=True, num_classes=0, **_size(model, image_size))
-            embedder.network.load_state_dict(loaded.state_dict())
+            embedder.network.load_state_dict(_download(model, image_size).state_dict())
         file = weights_file(model, weights)
         if file:
             _load(embedder.network, file)
         return embedder.eval()
+
+
+def _download(model: str, image_size: int) -> nn.Module:
+    """Create a model with timm's weights, from its cache or from the network.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    with _without_waiting() as offline:
+        try:
+            return timm.create_model(model, pretrained=True, num_classes=0, **_size(model, image_size))
+        except (OSError, RuntimeError, ValueError) as error:
+            why = f"'{constants.ENDPOINT}' cannot be reached" if offline else str(error).split(". ")[0]
+            raise ValueError(
+                f"The weights of '{model}' cannot be downloaded ({why}). Give Extractor.weights the file of a state "
+                f"dict, or take {BUNDLED}, whose weights are installed ('bundled')."
+            ) from error
+
+
+@contextmanager
+def _without_waiting() -> Iterator[bool]:
+    """Take downloads from the cache alone where the hub's name is not known; yields whether it is so.
+
+    The hub's own library tries for a minute before it says that there is no network.
+    """
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        offline = not getproxies() and not socket.getaddrinfo(host, 443)
+    except OSError:
+        offline = True
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield offline
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def weights_file(model: str, weights: str) -> Path | None:

@@ -9,7 +9,8 @@ import numpy as np
 from locore.metrics.suites import MetricLearning
 from locore.retrieval import search
 
-PLACES = 2**25  # places of rankings held at a time
+KS = (1, 10, 100, 1000)
+PLACES = 2**24  # places of rankings held at a time
 
 
 def evaluate_embeddings(
@@ -17,16 +18,16 @@ def evaluate_embeddings(
     labels: np.ndarray,
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
-    ks: Sequence[int] = (1, 10, 100, 1000),
+    ks: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure R@k, mAP@R and R-precision of each query that has a positive, ranked by cosine similarity.
 
     Args:
         embeddings: (Q, D), of any precision; a memory map stays on disk.
-        labels: (Q,), of any type that compares.
+        labels: (Q,), of any type that compares; those of the gallery are of the same.
         gallery: (N, D); None = the queries themselves, each left out of its own list.
         gallery_labels: (N,), given together with the gallery.
-        ks: of the recalls R@k.
+        ks: of the recalls R@k; None = those of 1, 10, 100 and 1,000 that the gallery has images for.
 
     Returns:
         Of each metric the values of the queries with a positive, in the order given.
@@ -52,11 +53,13 @@ def evaluate_embeddings(
         raise ValueError(
             f"Queries have width {embeddings.shape[1]} and the gallery {listed.shape[1]}; give embeddings of one model."
         )
-    if (labels.dtype.kind in "US") != (listed_labels.dtype.kind in "US"):
-        raise ValueError(f"Labels are {labels.dtype} and in the gallery {listed_labels.dtype}, so none can be equal.")
+    labels, listed_labels = _comparable(labels, listed_labels)
     most = len(listed) - alone
-    if max(ks) > most:
-        raise ValueError(f"R@{max(ks)} needs more than the {max(most, 0)} images that a query has; give smaller ks.")
+    ks = [k for k in KS if k <= most] if ks is None else ks
+    if not ks or max(ks) > most:
+        raise ValueError(
+            f"R@{max(ks, default=1)} needs more than the {max(most, 0)} images that a query has; give smaller ks."
+        )
     known, numbers = np.unique(listed_labels, return_inverse=True)
     counts = np.bincount(numbers)
     place = np.searchsorted(known, labels).clip(max=len(known) - 1)
@@ -75,6 +78,30 @@ def evaluate_embeddings(
         values.append(MetricLearning(tuple(ks))(right, np.zeros_like(right), right_images[rows]))
     order = np.argsort(asked)
     return {name: np.concatenate([block[name] for block in values])[order] for name in values[0]}
+
+
+def _comparable(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both labels as one type in which equal ones are equal.
+
+    Raises:
+        ValueError: there is none, or they do not compare.
+    """
+    kinds = ["iub" if each.dtype.kind in "iub" else each.dtype.kind for each in (labels, others)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"Labels are {labels.dtype} and in the gallery {others.dtype}; give both of one type.")
+    if kinds[0] == "O":
+        try:
+            np.unique(np.concatenate([labels, others]))
+        except TypeError as error:
+            raise ValueError(f"Labels are objects that do not compare ({error}); give numbers or text.") from error
+        return labels, others
+    common = np.result_type(labels, others)
+    if kinds[0] == "iub" and common.kind == "f":  # int64 and uint64, whose large numbers a float would make equal
+        unsigned = labels if labels.dtype.kind == "u" else others
+        if unsigned.max(initial=0) > np.iinfo(np.int64).max:
+            raise ValueError(f"Labels are {labels.dtype} and in the gallery {others.dtype}; give both of one type.")
+        common = np.dtype(np.int64)
+    return labels.astype(common), others.astype(common)
 
 
 class _Unit:

@@ -82,9 +82,16 @@ def test_distractors_follow_the_gallery(tmp_path, caplog):
         benchmark.gallery.image(NAMES["roxford5k"] + 1)
 
 
+ANSWER = {"bbx": [0, 0, 1, 1], "easy": [0], "hard": [], "junk": []}
+
+
 @pytest.mark.parametrize(
     ("truth", "words"),
     [
+        ({"imlist": ["a"], "qimlist": ["b"], "gnd": [{**ANSWER, "easy": [0.5]}]}, "'easy' has something else than"),
+        ({"imlist": ["a"], "qimlist": ["b"], "gnd": [ANSWER, ANSWER]}, "1 queries and answers of 2"),
+        ({"imlist": ["a"], "qimlist": ["b", "c"], "gnd": [ANSWER, {**ANSWER, "bbx": None}]}, "query 1 has no box"),
+        ({"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [0, 0, 1, 1], "easy": [0]}]}, "'hard' is missing"),
         (None, "is missing. Get it from"),
         ({"imlist": ["a"]}, "is not the ground truth of roxford5k"),
         ({"imlist": ["a"], "qimlist": ["b"], "gnd": [{"bbx": [1, 2, 3]}]}, "is not the ground truth"),
@@ -103,6 +110,17 @@ def test_ground_truth_that_is_none(tmp_path, truth, words):
         (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps(truth))
     with pytest.raises(ValueError, match=words):
         benchmarks.create("roxford5k", root=str(tmp_path))
+
+
+def test_ground_truth_of_older_tools_is_read(tmp_path, caplog):
+    truth = {"imlist": list("abcde"), "qimlist": ["q_0", "q_1"]}
+    answers = [{"ok": [0, 1], "junk": [2]}, {"ok": np.array([3]), "junk": []}]
+    (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps({**truth, "gnd": answers}))
+    benchmark = benchmarks.create("roxford5k", root=str(tmp_path))
+    assert "has no boxes ('bbx'), so the queries are whole images" in caplog.text and benchmark.queries.boxes is None
+    assert [each.tolist() for each in benchmark.protocols["medium"].positive] == [[0, 1], [3]]
+    assert [each.tolist() for each in benchmark.protocols["medium"].junk] == [[2], []]
+    assert not any(map(len, benchmark.protocols["hard"].positive))
 
 
 def test_the_ground_truth_of_another_is_noticed(tmp_path, caplog):

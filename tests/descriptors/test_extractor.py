@@ -1,5 +1,6 @@
 """Extraction: what it gives, its cache, and how it goes on after a kill or damage."""
 
+import socket
 from dataclasses import replace
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from small_inputs import write_glyphs
 
 from locore.datasets import benchmarks
@@ -15,6 +17,7 @@ from locore.descriptors import Extractor, embedder, shards
 from locore.descriptors import extractor as extractor_module
 from locore.descriptors._fold import fold_batch_norms
 from locore.descriptors.augment import AnyView, View
+from locore.descriptors.embedder import Embedder
 from locore.descriptors.pooling import POOLINGS
 from locore.descriptors.table import read_arrays, write_arrays
 from locore.reranking import Shortlist
@@ -120,6 +123,19 @@ def test_a_damaged_cache_is_made_again(images, tmp_path, damage, caplog):
     path.write_bytes({"cut": content[: len(content) // 2], "flipped": bytes(content), "empty": b""}[damage])
     assert torch.equal(QUICK.extract(images).local, first.local)
     assert "damaged" in caplog.text
+
+
+def test_weights_that_cannot_be_downloaded_are_reported_at_once(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"weights of 'resnet18' cannot be downloaded \('https://.*' cannot be reached"
+    ):
+        Embedder.pretrained("resnet18", "pretrained", 32, "avg")
+    assert not constants.HF_HUB_OFFLINE  # what others ask for later may be reached
 
 
 def test_a_killed_run_resumes_after_the_last_part(images, tmp_path, monkeypatch):

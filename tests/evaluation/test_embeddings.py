@@ -60,12 +60,50 @@ def test_each_query_has_its_own_values_in_the_order_given():
     assert found["mAP@R"].tolist() == [0.5, 0, 0.5, 1, 1]
 
 
+def test_deep_rankings_are_those_of_a_stable_sort(monkeypatch):
+    monkeypatch.setattr(retrieval, "PLACES", 3000)
+    random = np.random.default_rng(0)
+    rows = random.integers(-2, 3, (400, 3)).astype(np.float32)  # many ties, 0.0 and -0.0 among them
+    for depth in (400, 57, 1):
+        similarities, indices = retrieval._sorted(rows[:20], rows, depth)
+        expected = np.argsort(-(rows[:20] @ rows.T), axis=1, kind="stable")[:, :depth]
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(similarities, np.take_along_axis(rows[:20] @ rows.T, expected, axis=1))
+    special = np.array([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, np.inf, -np.inf, 0.0], dtype=np.float32)
+    assert retrieval._first(special, 9).tolist() == np.argsort(-special, kind="stable").tolist()
+
+
+def test_labels_are_compared_as_they_are():
+    embeddings, _ = made(12, 4)
+    numbers = np.arange(12) // 2 + 2**53
+    expected = evaluate_embeddings(embeddings, numbers)
+    assert set(expected) == {"R@1", "R@10", "mAP@R", "R-precision"}  # so many as 12 rows have images for
+    for queries, gallery in (
+        (numbers, numbers.astype(np.uint64)),
+        (numbers.astype(np.uint64), numbers),
+        (numbers.astype(object), numbers.astype(object)),
+        (numbers.astype("M8[s]"), numbers.astype("M8[s]")),
+    ):
+        found = evaluate_embeddings(embeddings, queries, embeddings[::-1], gallery[::-1], ks=(1,))
+        assert len(found["R@1"]) == 12 and found["R@1"].all()  # each finds itself there
+    mixed = numbers.astype(object)
+    mixed[3] = "three"
+    for queries, gallery, words in (
+        (numbers, numbers.astype(float), "give both of one type"),
+        (numbers, numbers.astype("M8[s]"), "give both of one type"),
+        (numbers, numbers.astype(np.uint64) + np.uint64(2**63), "give both of one type"),
+        (mixed, mixed, "objects that do not compare"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate_embeddings(embeddings, queries, embeddings, gallery, ks=(1,))
+
+
 def test_a_gallery_has_to_fit():
     queries, labels = made(50, 4)
     for gallery, gallery_labels, words in (
         (queries, None, "go together"),
         (queries[:, :3], labels, "width 16 and the gallery 3"),
-        (queries, labels.astype(str), "none can be equal"),
+        (queries, labels.astype(str), "give both of one type"),
         (queries, labels + 100, "none of their labels occurs there"),
     ):
         with pytest.raises(ValueError, match=words):
