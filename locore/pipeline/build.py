@@ -146,8 +146,10 @@ def with_windows_and_stages(
         ensemble: sorts every window; None = the model's own scores do.
     """
     settings = experiment.reranking
-    if (settings.window and isinstance(model, ListwiseReranker)) or ensemble:
-        model = Windows(model, settings.pass_size, settings.pass_size // 2, settings.window_order, ensemble)
+    listwise = isinstance(model, ListwiseReranker)
+    if (settings.window and listwise) or ensemble:
+        size = settings.pass_size if listwise else settings.candidates  # a pair's score is the same in any window
+        model = Windows(model, size, max(size // 2, 1), settings.window_order, ensemble)
     if not settings.first_stages:
         return model
     stages: list[tuple[Reranker, int | None]] = []

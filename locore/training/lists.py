@@ -136,21 +136,27 @@ class Lists:
     sampling: Sampling = Sampling()
 
     def batch(self, step: int, size: int, seed: int, device: torch.device) -> Batch:
-        """Return the lists of a step; with several processes, the share of this one.
+        """Return the lists of a step; with several processes, the share of this one."""
+        (whole,) = self.parts(step, size, seed, device, 1)
+        return whole
 
-        Every image is a query once an epoch, and its candidates are drawn anew.
+    def parts(self, step: int, size: int, seed: int, device: torch.device, count: int) -> Iterator[Batch]:
+        """Yield the lists of a step in equal parts, each read when it is asked for.
+
+        With several processes they are the share of this one. Every image is a query once an epoch, and its candidates
+        are drawn anew.
         """
-        count, random = len(self.labels), np.random.default_rng((seed, step, 1))
+        images, random = len(self.labels), np.random.default_rng((seed, step, 1))
         rows = np.array(
-            [_permutation(seed, p // count, count)[p % count] for p in range(step * size, (step + 1) * size)]
+            [_permutation(seed, p // images, images)[p % images] for p in range(step * size, (step + 1) * size)]
         )
         places, right = self._drawn(rows, random)
         rows, places, right = (distributed.share(each) for each in (rows, places, right))
         candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
-        shortlist = Shortlist.gather(
-            self.descriptors, torch.from_numpy(rows), self.descriptors, torch.from_numpy(candidates), device
-        )
-        return shortlist, torch.from_numpy(labels.astype(np.int64)).to(device)
+        for part in torch.arange(len(rows)).chunk(count):
+            asked, listed = (torch.from_numpy(x)[part] for x in (rows, candidates))
+            shortlist = Shortlist.gather(self.descriptors, asked, self.descriptors, listed, device)
+            yield shortlist, torch.from_numpy(labels.astype(np.int64))[part].to(device)
 
     def share_of_right(self, seed: int) -> float:
         """Return the share of right candidates in the lists of up to 1,000 queries."""
@@ -223,8 +229,12 @@ def fit_reranker(
     # Lists from disk are read ahead, and wait for a GPU in the memory of the computer.
     read, waiting = (ahead, torch.device("cpu")) if on_disk(lists.descriptors) else (map, device)
 
-    def batches(first: int) -> Iterable[Batch]:
-        return read(lambda step: lists.batch(step, training.batch_size, seed, waiting), range(first, training.steps))
+    def parts(step: int) -> Iterable[Batch]:
+        found = lists.parts(step, training.batch_size, seed, waiting, training.grad_accumulation_steps)
+        return found if embedder else list(found)  # of an embedder each part has a graph of its own
+
+    def batches(first: int) -> Iterable[Iterable[Batch]]:
+        return read(parts, range(first, training.steps))
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         if sampling.loss == OWN:
@@ -232,8 +242,8 @@ def fit_reranker(
         scores = model.scores(logits) if isinstance(model, ListwiseReranker) else logits
         return LOSSES[sampling.loss](scores.float(), labels)
 
-    def losses(wrapped: nn.Module, batch: Batch) -> Iterator[Tensor]:
-        for part, labels in _parts(*batch, training.grad_accumulation_steps):
+    def losses(wrapped: nn.Module, batch: Iterable[Batch]) -> Iterator[Tensor]:
+        for part, labels in batch:
             part, labels = part.to(device), labels.to(device)
             if sampling.token_dropout:
                 query, candidates = (_dropped(d, sampling.token_dropout) for d in (part.query, part.candidates))
@@ -246,10 +256,3 @@ def fit_reranker(
 def _dropped(descriptors: Descriptors, share: float) -> Descriptors:
     """Mask a random share of the local descriptors."""
     return replace(descriptors, mask=descriptors.mask & (torch.rand_like(descriptors.weight) >= share))
-
-
-def _parts(shortlist: Shortlist, labels: Tensor, count: int) -> Iterator[Batch]:
-    """Cut a batch into equal parts."""
-    for rows in torch.arange(len(labels), device=labels.device).chunk(count):
-        part = Shortlist(shortlist.similarities[rows], shortlist.query[rows], shortlist.candidates[rows])
-        yield part, labels[rows]

@@ -131,9 +131,7 @@ def test_weights_that_cannot_be_downloaded_are_reported_at_once(tmp_path, monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"weights of 'resnet18' cannot be downloaded \('https://.*' cannot be reached"
-    ):
+    with pytest.raises(ValueError, match=r"weights of 'resnet18' cannot be downloaded .* cannot be reached"):
         Embedder.pretrained("resnet18", "pretrained", 32, "avg")
     assert not constants.HF_HUB_OFFLINE  # what others ask for later may be reached
 

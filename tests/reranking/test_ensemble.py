@@ -8,7 +8,9 @@ import torch
 from small_inputs import QUICK, write_glyphs
 
 from experiments.run import main
-from locore.reranking import Ensemble, Ranking, Shortlist, StandardisedEnsemble, WithSearch
+from locore.pipeline.build import with_windows_and_stages
+from locore.pipeline.settings import Experiment, Model, Reranking
+from locore.reranking import Ensemble, Ranking, Shortlist, StandardisedEnsemble, WithSearch, pairwise
 
 
 def test_a_standardised_ensemble_in_numpy():
@@ -86,3 +88,13 @@ def test_the_share_of_one_without_training_is_chosen_on_training_images(tmp_path
     again = run("again", f"Reranking.alpha = {chosen['alpha']}")
     search = run("search", "Reranking.alpha = 1.0")
     assert again["ensemble"] == chosen["ensemble"] != search["ensemble"] == chosen["global"]
+
+
+def test_after_a_first_stage_pairs_are_sorted_at_once_and_not_in_windows():
+    torch.manual_seed(0)
+    lists, ensemble = Shortlist.random(3, 12, 4, 12, 20), Ensemble(0.5, 0.1)
+    model = pairwise.create("rrt", "mini", 12, 20, settings={}).eval()
+    settings = Reranking(candidates=12, window=4, first_stages=[("chamfer", 12)])
+    both = with_windows_and_stages(Experiment(Model(method="rrt"), settings), model, ensemble)
+    expected = ensemble(lists.similarities, model.rerank(lists).scores).argsort(dim=1, descending=True)
+    assert torch.equal(both.rerank(lists).order, expected)

@@ -232,9 +232,9 @@ def test_live_descriptors_are_the_extractors_and_have_gradients(images):
 
 def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
     lines = [*QUICK, f"folder.path = '{root}'"]
-    for rate in (0.0, 1.0):
-        out = tmp_path / str(rate)
-        assert command(run.main, "gin/query_attention.gin", out, *lines, f"Experiment.embedder_lr_scale = {rate}") == 0
+    for rate, parts in ((0.0, 1), (1.0, 2)):
+        more = [f"Experiment.embedder_lr_scale = {rate}", f"Training.grad_accumulation_steps = {parts}"]
+        assert command(run.main, "gin/query_attention.gin", tmp_path / str(rate), *lines, *more) == 0
     still, moved = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("0.0", "1.0"))
     assert still["global"] == moved["global"]  # the same shortlists
     trained = Embedder.load(tmp_path / "1.0" / WHOLE).network.state_dict()

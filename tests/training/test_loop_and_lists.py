@@ -9,7 +9,7 @@ from small_lists import TRAINING, lists
 
 from locore.reranking import ListwiseReranker, Shortlist
 from locore.training.init import start_at_share
-from locore.training.lists import Sampling, _dropped, _parts, fit_reranker
+from locore.training.lists import Sampling, _dropped, fit_reranker
 from locore.training.loop import Training
 
 
@@ -81,8 +81,9 @@ def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path)
     for parts in (1, 2):
         once.load_state_dict(start)
         once.zero_grad()
-        shortlist, labels = lists().batch(0, 4, 3, torch.device("cpu"))
-        for part, part_labels in _parts(shortlist, labels, parts):
+        cut = list(lists().parts(0, 4, 3, torch.device("cpu"), parts))
+        assert len(cut) == parts
+        for part, part_labels in cut:
             (ListwiseReranker.loss(once(part), part_labels) / parts).backward()
         gradients.append(once.head.weight.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1])
