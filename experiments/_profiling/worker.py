@@ -107,7 +107,8 @@ def _reranker(spec: dict, layout):
     if spec["whole"] and experiment.model.checkpoint:
         made = build_reranker(experiment, seed=0)
     else:
-        made = create_reranker(experiment, (global_dim, local_dim), layout.tokens)
+        positions = max(layout.tokens, experiment.model.min_positions)
+        made = create_reranker(experiment, (global_dim, local_dim), positions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters = 0
     if isinstance(made, torch.nn.Module):

@@ -9,7 +9,7 @@ import torch
 from backbones import ListLayout, create
 from experiments._profiling import peers
 from experiments._profiling.side import Side
-from experiments._profiling.worker import flops
+from experiments._profiling.worker import _reranker, flops
 from experiments.profile import _exponent, main
 from locore.reranking import Shortlist
 from locore.reranking.reranker import rerankers
@@ -105,6 +105,15 @@ def test_every_re_ranker_has_its_costs(capsys, name, options):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["case"].startswith(name) and result["latency_s"] > 0
     assert (result["parameters"] > 0) == (result["gflops"] is not None) == (name in ("ames", "cvnet"))
+
+
+def test_parameters_are_those_of_the_row_and_not_of_the_list():
+    spec = {"gin": ["gin/longformer.gin"], "widths": (20, 12), "batch": 1, "whole": False, "one_by_one": False}
+    found = []
+    for rows in (500, 600):
+        _, about, _ = _reranker({**spec, "set": [f"Model.min_positions = {rows}"]}, ListLayout(6, 3))
+        found.append(about["parameters"])
+    assert found[1] - found[0] == 100 * create("longformer").hidden_size
 
 
 def test_what_reads_local_descriptors_is_found_out():

@@ -211,6 +211,10 @@ def test_shortlists_of_other_descriptors_are_read(folder, tmp_path, capsys):
         (tmp_path / "nn_wrong.pkl").write_bytes(pickle.dumps(np.ascontiguousarray(wrong)))
         assert run(folder, tmp_path / "wrong", f"Files.shortlists = '{tmp_path / 'nn_wrong.pkl'}'") == 2
         assert "similarities that rise along its lists" in capsys.readouterr().err
+    (tmp_path / "nn_40.pkl").write_bytes(pickle.dumps(table[:, :, :40]))
+    assert run(folder, tmp_path / "40", f"Files.shortlists = '{tmp_path / 'nn_40.pkl'}'") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"The shortlists have 40 images and mAP needs {images}: right images that are not listed") == 1
     (tmp_path / "nn_short.pkl").write_bytes(pickle.dumps(table[:, :, :20]))
     assert run(folder, tmp_path / "short", f"Files.shortlists = '{tmp_path / 'nn_short.pkl'}'") == 2
     assert "have 20 candidates, but 30" in capsys.readouterr().err
