@@ -23,6 +23,7 @@ from locore.utils import distributed
 from locore.utils.prefetch import ahead
 
 RANDOM_ORDERS = 2000  # random orders for the row "chance", at least, over all queries together
+LEAST_CHANGE = 1e-9  # of a metric in [0, 1]; less is rounding
 
 
 class NoPositives(ValueError):
@@ -237,7 +238,8 @@ def rerank_protocols(
 
 
 def summary(search: Search, orders: dict[str, Tensor], candidates: int) -> dict:
-    """Return the table of one protocol: means in percent, and differences to global with 95 % intervals.
+    """Return the table of one protocol: means in percent, differences to global with 95 % intervals, and numbers of
+    queries that became better and worse.
 
     Args:
         search: of the protocol.
@@ -263,9 +265,15 @@ def summary(search: Search, orders: dict[str, Tensor], candidates: int) -> dict:
             for name, values in methods[method].items()
         }
 
+    def changed(method: str, sign: int) -> dict[str, int]:
+        gains = {name: sign * (values - methods["global"][name]) for name, values in methods[method].items()}
+        return {name: int((gain > LEAST_CHANGE).sum()) for name, gain in gains.items()}
+
     return {
         **percent,
         "difference": {method: differences(method) for method in orders},
+        "better": {method: changed(method, 1) for method in orders},
+        "worse": {method: changed(method, -1) for method in orders},
         "shown": search.suite.shown,
         "unchanged": [n for n, v in methods["oracle"].items() if np.array_equal(v, methods["global"][n])],
         "shortlist_recall": 100 * float(search.shortlist_recall(candidates).mean()),

@@ -102,6 +102,8 @@ def _protocol_table(measured: dict) -> str:
         gains = (measured[method][n] - measured["global"][n] for n in names)
         lines.append(text_row(f"Δ {method}", (f"{gain:+.1f}" for gain in gains)))
         lines.append(text_row("  95 %", bounds(measured["difference"][method][n] for n in names)))
+        for what in ("better", "worse") if "worse" in measured else ():  # old runs do not say
+            lines.append(text_row(f"  {what}", (f"{measured[what][method][n]:,}" for n in names)))
     unchanged = f"; re-ranking cannot change {', '.join(measured['unchanged'])}" * bool(measured["unchanged"])
-    lines.append(f"shortlist recall {measured['shortlist_recall']:.1f}{unchanged}")
+    lines.append(f"{measured['queries']:,} queries, shortlist recall {measured['shortlist_recall']:.1f}{unchanged}")
     return "\n".join(lines)

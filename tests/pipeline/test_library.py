@@ -1,5 +1,6 @@
 """The library does what the commands do: the same numbers in three lines of Python."""
 
+import csv
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from small_inputs import QUICK, write_glyphs
 import locore
 from experiments._config import read_experiment
 from experiments.run import main
+from locore.pipeline import outputs
 from locore.pipeline.settings import RESIDUAL_HEAD
 
 EXTRACTOR = {"image_size": 32, "local_stage": 3, "grid_size": 2}
@@ -32,8 +34,16 @@ def test_evaluate_measures_what_a_run_measures(photos, tmp_path):
     benchmark = locore.benchmarks.create("folder", path=str(photos))
     chamfer = locore.rerankers.create("chamfer")
     found = locore.evaluate(chamfer, benchmark, locore.Extractor(**EXTRACTOR), candidates=8)["all"]
-    for row in ("global", "reranked", "oracle", "chance", "difference"):
+    for row in ("global", "reranked", "oracle", "chance", "difference", "better", "worse"):
         assert found[row] == metrics[row]
+    with open(tmp_path / "run" / "queries.csv", newline="") as file:
+        queries = list(csv.DictReader(file))
+    for name, worse in metrics["worse"]["reranked"].items():
+        gains = [float(query[f"reranked {name}"]) - float(query[f"global {name}"]) for query in queries]
+        assert worse == sum(gain < -1e-6 for gain in gains)
+        assert metrics["better"]["reranked"][name] == sum(gain > 1e-6 for gain in gains)
+    printed = outputs.table(metrics).splitlines()
+    assert any(line.split() == ["worse", *map(str, metrics["worse"]["reranked"].values())] for line in printed)
 
 
 def test_train_reranker_trains_what_a_run_trains(photos, tmp_path):
