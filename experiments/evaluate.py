@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--gallery", type=Path, metavar="G.npy", help="(N, D), if it is not the queries themselves")
     group.add_argument("--gallery-labels", type=Path, metavar="Z.npy", help="(N,)")
     group = parser.add_argument_group("results")
-    group.add_argument("--ks", type=int, nargs="+", default=[1, 10, 100, 1000], metavar="K", help="of the recalls")
+    group.add_argument(
+        "--ks", type=int, nargs="+", metavar="K", help="of the recalls (default: 1 10 100 1000, as far as they go)"
+    )
     group.add_argument("--json", action="store_true", help="print the result as one JSON value in the last line")
     options = parser.parse_args(arguments)
     return guarded(lambda: _evaluate(options))
@@ -43,12 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     if (options.gallery is None) != (options.gallery_labels is None):
         raise ValueError("--gallery and --gallery-labels go together; give both or neither.")
-    if min(options.ks) < 1:
+    if options.ks and min(options.ks) < 1:
         raise ValueError(f"--ks {min(options.ks)} must be 1 or more.")
     embeddings, labels = _read(options.embeddings), _read(options.labels)
     gallery = options.gallery and _read(options.gallery)
     gallery_labels = options.gallery_labels and _read(options.gallery_labels)
-    ks = sorted(set(options.ks))
+    ks = sorted(set(options.ks)) if options.ks else None
     metrics = embeddings_module.evaluate_embeddings(embeddings, labels, gallery, gallery_labels, ks)
     means = {name: round(100 * float(values.mean()), 4) for name, values in metrics.items()}
     for name, value in means.items():
