@@ -65,7 +65,7 @@ def run(folder, out, *lines):
     return main(["--gin", "gin/longformer.gin", "--out", str(out), *arguments])
 
 
-@pytest.mark.parametrize("way", ["end-to-start", "start-to-end-and-back"])
+@pytest.mark.parametrize("way", [pytest.param("end-to-start", marks=pytest.mark.slow), "start-to-end-and-back"])
 def test_every_protocol_is_what_the_library_gives(folder, tmp_path, way):
     assert run(folder, tmp_path / "run", f"Reranking.window_order = '{way}'") == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

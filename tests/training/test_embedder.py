@@ -41,7 +41,12 @@ def fit(settings, images, folder, training=TRAINING, seed=3):
     return settings.fit(START.embedder(), images, training, folder, seed)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+FAST = ("multi_similarity", "normalised_softmax", "proxy_anchor")  # of pairs, of classes, of proxies
+
+
+@pytest.mark.parametrize(
+    "loss", [loss if loss in FAST else pytest.param(loss, marks=pytest.mark.slow) for loss in LOSSES]
+)
 def test_every_loss_trains_the_network_and_the_head(loss, images, tmp_path):
     trained, state = fit(replace(SMALL, loss=loss), images, tmp_path, replace(TRAINING, steps=2))
     assert len(state["history"]["loss"]) == 2 and np.isfinite(state["history"]["loss"]).all()
