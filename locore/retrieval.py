@@ -12,7 +12,7 @@ from locore.utils import distributed
 from locore.utils.progress import track
 
 QUERIES = 1024  # at a time, so that a bar can show how far the search is
-PLACES = 2**24  # similarities that are sorted, held at a time
+PLACES = 2**27  # similarities that are sorted, held at a time: 70 queries go over a million images once
 SORTED = 2048  # a ranking that is deeper is sorted whole
 ROWS = 2**17  # of the gallery at a time in float32: what is larger is searched piece by piece
 
@@ -160,14 +160,14 @@ def _sorted(queries: np.ndarray, gallery: Table, depth: int) -> tuple[np.ndarray
     """
     similarities, indices = (np.empty((len(queries), depth), dtype=kind) for kind in (np.float32, np.int64))
     at_once = max(1, PLACES // len(gallery))
-    for start in track(range(0, len(queries), at_once), "searching"):
-        part = slice(start, start + at_once)
-        found = np.concatenate(
-            [queries[part] @ _finite(gallery[row : row + ROWS]).T for row in range(0, len(gallery), ROWS)], axis=1
-        )
-        for query, row in enumerate(found, start):
-            indices[query] = _first(row, depth)
-            similarities[query] = row[indices[query]]
+    for start in range(0, len(queries), at_once):
+        asked = queries[start : start + at_once]
+        found = np.empty((len(asked), len(gallery)), dtype=np.float32)
+        for row in track(range(0, len(gallery), ROWS), "searching"):
+            found[:, row : row + ROWS] = asked @ _finite(gallery[row : row + ROWS]).T
+        for query, own in enumerate(found, start):
+            indices[query] = _first(own, depth)
+            similarities[query] = own[indices[query]]
     return similarities, indices
 
 

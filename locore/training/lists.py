@@ -135,11 +135,6 @@ class Lists:
     candidates: int
     sampling: Sampling = Sampling()
 
-    def batch(self, step: int, size: int, seed: int, device: torch.device) -> Batch:
-        """Return the lists of a step; with several processes, the share of this one."""
-        (whole,) = self.parts(step, size, seed, device, 1)
-        return whole
-
     def parts(self, step: int, size: int, seed: int, device: torch.device, count: int) -> Iterator[Batch]:
         """Yield the lists of a step in equal parts, each read when it is asked for.
 

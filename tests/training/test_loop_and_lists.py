@@ -19,6 +19,11 @@ def model() -> ListwiseReranker:
     return ListwiseReranker("mamba", 12, 20, max_positions=64, settings=settings, dropout=0.1)
 
 
+def batch(drawn, step, size, seed):
+    (whole,) = drawn.parts(step, size, seed, torch.device("cpu"), 1)
+    return whole
+
+
 class Killed(Exception):
     pass
 
@@ -95,7 +100,7 @@ def test_every_image_asks_once_an_epoch_and_candidates_are_shuffled():
     table = replace(table, descriptors=numbered)
     asked, orders = [], []
     for step in range(6):
-        shortlist, labels = table.batch(step, 5, 0, torch.device("cpu"))
+        shortlist, labels = batch(table, step, 5, 0)
         rows = shortlist.query.weight[:, 0].long().numpy()
         candidates = shortlist.candidates.weight[..., 0].long().numpy()
         asked += rows.tolist()
@@ -148,12 +153,12 @@ def test_lists_with_hard_negatives_are_the_nearest_that_are_left():
 
 def test_a_head_starts_at_the_share_of_right_candidates_in_its_lists():
     drawn = lists(images=120, candidates=30)
-    batches = [drawn.batch(step, 8, 0, torch.device("cpu"))[1] for step in range(60)]
+    batches = [batch(drawn, step, 8, 0)[1] for step in range(60)]
     share = drawn.share_of_right(seed=0)
     assert share == pytest.approx(float(torch.cat(batches).float().mean()), abs=0.01)
     model = ListwiseReranker("query_attention", 12, 20, 999, residual=20.0)
     start_at_share(model.head.bias, share)
-    shortlist, _ = drawn.batch(0, 4, 0, torch.device("cpu"))
+    shortlist, _ = batch(drawn, 0, 4, 0)
     shortlist = replace(shortlist, similarities=torch.full_like(shortlist.similarities, 0.3))
     torch.testing.assert_close(model(shortlist).softmax(-1)[..., 1], torch.full((4, 31, 6), share))
 
