@@ -22,6 +22,20 @@ def pytest_addoption(parser):
     parser.addoption("--update-map", action="store_true", help="write gin/README.md anew from the headers of gin files")
 
 
+WITHOUT_KERNELS = ("datasets", "descriptors", "metrics", "utils")
+
+
+def pytest_collection_modifyitems(items):
+    """One worker compiles the kernels for all while the other runs what needs none of them."""
+
+    def turn(item):
+        if item.path.name == "test_conformance.py":
+            return 0
+        return 1 if item.path.parent.name in WITHOUT_KERNELS else 2
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Descriptors and renderings of the tests, made once for all workers and kept apart from the user's."""
