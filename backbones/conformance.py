@@ -216,18 +216,26 @@ def state_dict(make) -> None:
 
 
 @rule
-def dtypes(make) -> None:
-    """Weights and tokens in another precision are accepted, and the output has it too."""
-    layout = LAYOUTS[3]
-    for dtype in (torch.float64, torch.bfloat16):
-        encoder = make().to(dtype).eval()
-        tokens, mask = lists(encoder, layout)
-        output = encoder(tokens.to(dtype), layout, mask)
-        require(
-            output.dtype == dtype and bool(output.isfinite().all()),
-            f"{dtype} weights and tokens gave {output.dtype}, finite: {bool(output.isfinite().all())}; look for a "
-            "tensor made without the tokens' dtype",
-        )
+def half_precision(make) -> None:
+    """Weights and tokens in bfloat16 are accepted, and the output has it too."""
+    _keeps(torch.bfloat16, make)
+
+
+@rule
+def double_precision(make) -> None:
+    """Weights and tokens in float64 are accepted, and the output has it too."""
+    _keeps(torch.float64, make)
+
+
+def _keeps(dtype: torch.dtype, make) -> None:
+    layout, encoder = LAYOUTS[3], make().to(dtype).eval()
+    tokens, mask = lists(encoder, layout)
+    output = encoder(tokens.to(dtype), layout, mask)
+    require(
+        output.dtype == dtype and bool(output.isfinite().all()),
+        f"{dtype} weights and tokens gave {output.dtype}, finite: {bool(output.isfinite().all())}; look for a tensor "
+        "made without the tokens' dtype",
+    )
 
 
 @rule

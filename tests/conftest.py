@@ -26,13 +26,14 @@ WITHOUT_KERNELS = ("datasets", "descriptors", "metrics", "utils")
 
 
 def pytest_collection_modifyitems(items):
-    """One worker compiles the kernels for all while the other runs what needs none of them."""
+    """One worker compiles the kernels for all while the other runs what needs none of them; short files come last."""
 
     def turn(item):
         if item.path.name == "test_conformance.py":
             return 0
         return 1 if item.path.parent.name in WITHOUT_KERNELS else 2
 
+    items.sort(key=lambda item: item.path, reverse=True)
     items.sort(key=turn)
 
 

@@ -5,13 +5,24 @@ import torch
 from torch import nn
 
 import backbones
+from backbones import conformance
 from backbones._interleaved import InterleavedEncoder, QueryAttention
-from backbones.conformance import RULES, ConformanceError, check_backbone
+from backbones.conformance import RULES, ConformanceError, check_backbone, double_precision
+
+COMPILED = ("mamba", "rwkv")  # numba compiles their kernels anew for float64, which takes half a minute
 
 
 @pytest.mark.parametrize("name", backbones.available())
-def test_encoder_conforms(name):
+def test_encoder_conforms(name, monkeypatch):
+    if name in COMPILED:
+        monkeypatch.setattr(conformance, "RULES", [rule for rule in RULES if rule is not double_precision])
     check_backbone(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_encoder_conforms_in_double_precision(name):
+    double_precision(lambda: backbones.create(name))
 
 
 class Mean(backbones.SequenceEncoder):
@@ -88,6 +99,12 @@ class Widening(Mean):
         return super().forward(tokens, layout, mask) + torch.zeros(1)
 
 
+class Narrowing(Mean):
+    def forward(self, tokens, layout, mask):
+        output = super().forward(tokens, layout, mask)
+        return output.float() if output.dtype == torch.float64 else output
+
+
 class Overflowing(Mean):
     def forward(self, tokens, layout, mask):
         output = super().forward(tokens, layout, mask)
@@ -110,7 +127,8 @@ BROKEN = {
     "query_attention_order": Ordered,
     "determinism": Noisy,
     "state_dict": Unsaved,
-    "dtypes": Widening,
+    "half_precision": Widening,
+    "double_precision": Narrowing,
     "autocast": Overflowing,
     "memory": Quadratic,
 }
