@@ -7,6 +7,7 @@ import fcntl
 import importlib
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -91,6 +92,16 @@ def seed_number(text: str) -> int:
     if not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to {2**32 - 1}")
     return int(text)
+
+
+def rate_text(text: str) -> str:
+    """Check a learning rate, and return it as it was written."""
+    try:
+        if 0 < float(text) < math.inf:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is not a learning rate, a number above 0")
 
 
 def guarded(command: Callable[[], int]) -> int:

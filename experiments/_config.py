@@ -62,8 +62,8 @@ def settings_of(name: str) -> dict[str, Any]:
     return SETTINGS[name]() if name in SETTINGS else {}
 
 
-def _data(benchmark: str = "glyphs") -> Data:
-    return Data(benchmark, settings_of(benchmark))
+def _data(benchmark: str = "glyphs", asked: str = "all") -> Data:
+    return Data(benchmark, settings_of(benchmark), asked)
 
 
 data = _bind(_data, "Data")

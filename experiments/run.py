@@ -27,6 +27,9 @@ EXAMPLES = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = run_parser("run", __doc__, "<name of the first gin file>", EXAMPLES)
+    parser.add_argument(
+        "--train-only", action="store_true", help="train and validate: no test image is looked at, no table is made"
+    )
     options = parser.parse_args(arguments)
     return guarded(lambda: _run(options))
 
@@ -41,6 +44,9 @@ def _run(options: argparse.Namespace) -> int:
         print(f"Parameters: {config.count_parameters(experiment):,}")
         return 0
     with run_folder(options, Path(options.gin[0]).stem, text, "last.safetensors") as (folder, finished):
+        if options.train_only:
+            pipeline.train_experiment(experiment, folder, options.seed)
+            return 0
         print(outputs.table(finished or pipeline.run_experiment(experiment, folder, options.seed, text)))
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -124,6 +124,10 @@ class Relevance:
             positive = [p[p != own] for p, own in zip(positive, self_index, strict=True)]
         return cls.without_junk(positive)
 
+    def of(self, rows: np.ndarray) -> Relevance:
+        """Return the answers of some queries."""
+        return Relevance(*([each[i] for i in rows] for each in (self.positive, self.junk, self.demoted)))
+
     @classmethod
     def without_junk(cls, positive: list[np.ndarray]) -> Relevance:
         """Build the answers in which these images are positive and all others are wrong."""
@@ -158,6 +162,27 @@ class Benchmark:
     self_index: np.ndarray | None = None
     suite: Suite = field(default_factory=MetricLearning)
     validation: bool = False
+
+    def asked_by_half(self, half: str) -> Benchmark:
+        """Return the benchmark whose queries are those of every second class; the gallery stays whole.
+
+        Args:
+            half: "even" or "odd", places of the classes in their order.
+
+        Raises:
+            ValueError: the answers depend on the shortlists, or there are fewer than two classes.
+        """
+        known = np.unique(self.queries.labels)
+        rows = np.flatnonzero(np.isin(self.queries.labels, known[("even", "odd").index(half) :: 2]))
+        protocols = {name: each.of(rows) for name, each in self.protocols.items() if isinstance(each, Relevance)}
+        if len(known) < 2 or len(protocols) < len(self.protocols):
+            raise ValueError(f"The queries of '{self.name}' cannot be halved by class; leave Data.asked at 'all'.")
+        return replace(
+            self,
+            queries=self.queries.subset(rows),
+            protocols=protocols,
+            self_index=None if self.self_index is None else self.self_index[rows],
+        )
 
     @property
     def fingerprint(self) -> str:

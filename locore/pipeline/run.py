@@ -121,6 +121,22 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
     return metrics
 
 
+def train_experiment(experiment: Experiment, folder: str | Path, seed: int = 0) -> None:
+    """Train as `run_experiment` does, and measure nothing but the validation: no test image is looked at.
+
+    Args:
+        experiment: the settings.
+        folder: where weights and `training.json` are written.
+        seed: of the weights at the start and of everything random in training.
+
+    Raises:
+        ValueError: nothing is trained, or the benchmark has no training images.
+    """
+    images = experiment.data.training_images(_load_benchmark(experiment))
+    alone = replace(experiment, reranking=replace(experiment.reranking, ensemble=False))
+    learn(alone, images, Path(folder), seed, Stages())
+
+
 def _descriptor_bytes(queries: SearchedTable, reranker: Reranker) -> int:
     """Return what an image takes on disk for a re-ranker."""
     one = queries[torch.zeros(1, dtype=torch.long)]

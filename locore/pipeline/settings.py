@@ -26,6 +26,7 @@ LISTWISE = "listwise"
 # Our own list-wise rows, as gin/head/residual.gin has them; the defaults below are the paper's.
 RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "list", "kept_locals": 12, "positions": "none"}
 DTYPES = ("float32", "bfloat16")
+ASKED = ("all", "even", "odd")
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,18 @@ class Data:
     Attributes:
         benchmark: registered name.
         settings: arguments of the benchmark.
+        asked: the classes whose images are queries: "all", or "even" or "odd" for every second one. Work looks at one
+            half, and the other is kept for a final measurement.
     """
 
     benchmark: str = "glyphs"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    asked: str = "all"
 
     def __post_init__(self):
         check_types(self)
+        if self.asked not in ASKED:
+            raise ValueError(f"Unknown Data.asked '{self.asked}'{suggest(self.asked, ASKED)}")
         benchmarks.check(self.benchmark, **self.settings)
 
     def load(self) -> Benchmark:
@@ -50,7 +56,8 @@ class Data:
         Raises:
             ValueError: a file that it needs is missing or damaged.
         """
-        return benchmarks.create(self.benchmark, **self.settings)
+        benchmark = benchmarks.create(self.benchmark, **self.settings)
+        return benchmark if self.asked == "all" else benchmark.asked_by_half(self.asked)
 
     def training_images(self, benchmark: Benchmark) -> ImageSet:
         """Return the training images of the loaded benchmark.

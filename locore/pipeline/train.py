@@ -31,11 +31,12 @@ from locore.retrieval import search as search_neighbours
 from locore.training.init import start_at_share, whiten
 from locore.training.lists import Lists, Sampling, fit_reranker
 from locore.training.loop import Training
-from locore.utils import distributed
+from locore.utils import distributed, files
 from locore.utils.timing import Stages
 
 NOISE = 0.005  # of a metric: less is not counted as a loss
 ROWS = 10_000  # rows of a neighbour file at a time
+TRAINING = "training.json"  # the curves of a training, and what its best weights have in validation
 WHITENED = 20_000  # images that a whitening is estimated from
 
 
@@ -163,6 +164,8 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
     extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if distributed.first():
         pictures.training(folder / "training.png", state["history"])
+        kept = ("best", "seconds", "history")
+        files.write_json(folder / TRAINING, {"monitor": experiment.training.monitor} | {n: state[n] for n in kept})
         if embedder:
             embedder.save(folder / WHOLE)
         trained = None

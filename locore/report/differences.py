@@ -15,7 +15,7 @@ from locore.report.tables import markdown
 def differences(
     finished: Mapping[str, list[BoardRun]], shown: list[str], protocol: str, every_pair: bool = True
 ) -> list[dict[str, str]]:
-    """Compare each row with each other, the mean over its seeds, with 95 % intervals by class.
+    """Compare each row with each other, the mean over its seeds, with 95 % intervals over classes and seeds.
 
     Args:
         finished: runs of each row.
@@ -26,21 +26,46 @@ def differences(
     Returns:
         For each pair "first", "second" and, of each metric, first less second in points as text.
     """
-    values = {
-        row: {m: np.mean([run.queries[protocol][m] for run in runs], axis=0) for m in shown}
-        for row, runs in finished.items()
-    }
     groups = next(iter(finished.values()))[0].queries[protocol]["class"]
     found = []
-    pairs = list(combinations(values, 2))
-    for one, other in pairs if every_pair else pairs[: len(values) - 1]:
+    pairs = list(combinations(finished, 2))
+    for one, other in pairs if every_pair else pairs[: len(finished) - 1]:
         pair = {"first": one, "second": other}
         for m in shown:
-            difference = 100 * (values[one][m] - values[other][m])
-            low, high = interval(difference, groups)
-            pair[m] = f"{difference.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+            ours, theirs = (_of_runs(finished[row], protocol, m) for row in (one, other))
+            low, high = interval(ours, groups, theirs)
+            pair[m] = f"{ours.mean() - theirs.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
         found.append(pair)
     return found
+
+
+def gains(finished: Mapping[str, list[BoardRun]], metric: str, protocol: str) -> dict[str, str]:
+    """Return for each row the 95 % interval of what it gains in a metric over the search, in points as text."""
+    found = {}
+    for row, runs in finished.items():
+        gain = _of_runs(runs, protocol, metric) - _of_runs(runs, protocol, f"global {metric}")
+        low, high = interval(gain, runs[0].queries[protocol]["class"])
+        found[row] = f"{low:+.1f} to {high:+.1f}"
+    return found
+
+
+def not_separated(finished: Mapping[str, list[BoardRun]], metric: str, protocol: str) -> str:
+    """Name the pairs of rows whose difference in a metric has an interval with zero in it."""
+    groups = next(iter(finished.values()))[0].queries[protocol]["class"]
+    like: dict[str, list[str]] = {}
+    for one, other in combinations(finished, 2):
+        low, high = interval(
+            _of_runs(finished[one], protocol, metric), groups, _of_runs(finished[other], protocol, metric)
+        )
+        if low <= 0 <= high:
+            like.setdefault(one, []).append(other)
+    pairs = "; ".join(f"{one} from {', '.join(others)}" for one, others in like.items())
+    return f"Not separated in {metric} by these intervals: {pairs}.\n" if pairs else ""
+
+
+def _of_runs(runs: list[BoardRun], protocol: str, metric: str) -> np.ndarray:
+    """Return a metric (S, Q) of each query in percent, a line a run."""
+    return 100 * np.stack([run.queries[protocol][metric] for run in runs])
 
 
 def of_the_first(pairs: list[dict[str, str]]) -> str:
@@ -54,6 +79,6 @@ def of_the_first(pairs: list[dict[str, str]]) -> str:
         if pair["first"] == first
     ]
     return (
-        "Differences in points with 95 % intervals (bootstrap over classes; those of all pairs by --differences):\n\n"
-        + markdown(table)
+        "Differences in points with 95 % intervals (bootstrap over classes and seeds; those of all pairs by "
+        "--differences):\n\n" + markdown(table)
     )

@@ -29,6 +29,7 @@ def rows(
     costs: dict[str, dict[str, Any]] | None = None,
     front: Collection[str] = (),
     reference: dict[str, dict[str, str]] | None = None,
+    gains: dict[str, str] | None = None,
 ) -> list[dict[str, str]]:
     """Return the table of a protocol as text: global, each row, oracle and chance; failed runs last.
 
@@ -39,6 +40,7 @@ def rows(
         costs: of a list under each row, where they were measured.
         front: names of the rows on the Pareto front.
         reference: further columns of some rows, see `read_reference`.
+        gains: of each row the interval of its gain in the deciding metric.
     """
 
     def spread(values: list[float], digits: int = 1) -> str:
@@ -64,6 +66,8 @@ def rows(
             gain = mean(r["reranked"][n] - r["global"][n] for r in found)
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
         main = metrics_shown[-1]
+        if gains:
+            row[f"95 % of its gain in {main}"] = gains[name]
         if "ensemble" in found[0]:
             for n in dict.fromkeys((metrics_shown[0], main)):
                 row[f"ensemble {n}"] = spread([r["ensemble"][n] for r in found])
@@ -177,8 +181,9 @@ def made(finished: dict[str, list[dict]], command: str, costs: dict[str, Any] | 
     asked = ", ".join(f"{measured['queries']} ({name})" for name, measured in one["protocols"].items())
     return (
         f"Re-ranked: the first {one['candidates']} candidates of each query of `{one['benchmark']}`, {asked}; mean ± "
-        "deviation over seeds, in brackets the difference to global. Oracle: a perfect order of the same shortlist; "
-        "chance: the mean of random ones. "
+        "deviation over seeds, in brackets the difference to global; intervals by a bootstrap over classes and seeds, "
+        "where a row with one seed tells nothing of seeds. Oracle: a perfect order of the same shortlist; chance: the "
+        "mean of random ones. "
         f"Training with its validations. {note}\n\n"
         f"Command: `{command}`. Machine: {_machines(finished)}. "
         f"Commits: {', '.join(sorted({r['commit'] for runs in finished.values() for r in runs}))}.\n"

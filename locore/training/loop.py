@@ -61,6 +61,8 @@ class Training:
         mixed_precision: "no" (float32) or "bf16".
         validate_every: steps between validations, each followed by a checkpoint.
         monitor: the validation metric that decides which weights are kept, the highest value wins.
+        patience: end the training early, when so many validations in a row have not gained `min_gain`; 0 = never.
+        min_gain: of the monitored metric over the best value so far, in points, which counts as a gain.
     """
 
     steps: int = 300
@@ -76,6 +78,8 @@ class Training:
     mixed_precision: str = "no"
     validate_every: int = 50
     monitor: str = "mAP@R"
+    patience: int = 0
+    min_gain: float = 0.2
 
     def __post_init__(self):
         check_types(self)
@@ -85,7 +89,7 @@ class Training:
         for name in ("steps", "batch_size", "validate_every", "grad_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training.{name} = {getattr(self, name)} must be at least 1.")
-        for name in ("learning_rate", "warmup_steps", "weight_decay"):
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "patience", "min_gain"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Training.{name} = {getattr(self, name)} must be finite and not negative.")
         if not self.max_grad_norm > 0:
@@ -108,6 +112,16 @@ class Training:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         return self.learning_rate * SCHEDULES[self.schedule](progress)
+
+    def stalled(self, validation: list[dict[str, float]]) -> bool:
+        """Return whether the last `patience` validations have gained nothing that counts."""
+        if not self.patience:
+            return False
+        best, since = -math.inf, 0
+        for point in validation:
+            gains = point[self.monitor] >= best + self.min_gain
+            best, since = (point[self.monitor], 0) if gains else (best, since + 1)
+        return since >= self.patience
 
     def fit(
         self,
@@ -134,7 +148,8 @@ class Training:
             groups: parameter groups of AdamW, each with a "scale" of the learning rate; None = all parameters alike.
 
         Returns:
-            "history" (the "loss" of each step, the "validation" metrics with their step) and "seconds" of training.
+            "history" (the "loss" of each step, the "validation" metrics with their step and the seconds until then),
+            "best", the highest value of `monitor`, and "seconds" of training.
 
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or belongs to another model.
@@ -168,6 +183,9 @@ class Training:
         stream = iter(batches(first))
         try:
             for step in track(range(first, self.steps), "training", self.steps, first):
+                if self.stalled(history["validation"]):
+                    log.info("Ended after step %d: no gain in %d validations.", step, self.patience)
+                    break
                 # One step: everything random follows from (seed, step), and its batch is drawn after seeding.
                 torch.manual_seed((seed * 1_000_003 + step) * distributed.count() + distributed.rank())
                 for group in optimizer.param_groups:
@@ -199,11 +217,11 @@ class Training:
                             state["best"] = metrics[self.monitor]
                             if distributed.first():
                                 safetensors.save(model, folder / "best.safetensors")
-                    history["validation"].append({"step": step + 1, **metrics})
-                    scalars |= {f"validation/{name}": value for name, value in metrics.items()}
                     state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - started
                     started = time.perf_counter()
+                    history["validation"].append({"step": step + 1, "seconds": round(state["seconds"], 1), **metrics})
+                    scalars |= {f"validation/{name}": value for name, value in metrics.items()}
                     if distributed.first():
                         saved.save(folder / "last.safetensors", model, optimizer, state, average)
                     recent = np.mean(history["loss"][-50:])

@@ -9,7 +9,8 @@ import pytest
 from small_inputs import QUICK, write_glyphs
 
 import locore
-from experiments import compare, run
+from experiments import _board, compare, run
+from experiments import _rates as rates
 from experiments._config import read_experiment, same_run
 from experiments._profiling import costs
 from locore.metrics.bootstrap import interval
@@ -19,14 +20,14 @@ from locore.report.results import BoardResults, BoardRun
 
 
 def run_here(command):
-    """Do what `compare._run` does in a process of its own; for most tests, its seconds of imports would be in vain."""
+    """Do what `run_command` does in a process of its own; for most tests, its seconds of imports would be in vain."""
     assert command[:3] == [sys.executable, "-m", "experiments.run"]
     return None if run.main(command[3:]) == 0 else "exit status 2"
 
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(compare, "_run", run_here)
+    monkeypatch.setattr(_board, "run_command", run_here)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def results(folder) -> BoardResults:
 
 
 def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypatch, capsys):
-    in_a_process, commands = compare._run, []
+    in_a_process, commands = _board.run_command, []
 
     def watched(command):
         commands.append(command)
@@ -54,7 +55,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
             return in_a_process([sys.executable, "-c", "import sys; sys.exit('error: it broke')"])
         return run_here(command)
 
-    monkeypatch.setattr(compare, "_run", watched)
+    monkeypatch.setattr(_board, "run_command", watched)
     assert compare.main(arguments) == 1
     assert len(commands) == 2
     table = (tmp_path / "results" / "table.md").read_text()
@@ -121,7 +122,7 @@ def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypa
     assert compare.main([arguments[0], *arguments[2:], "--costs"]) == 1
     assert "were not measured: it broke" in capsys.readouterr().err
     assert "| good |" in (tmp_path / "results" / "table.md").read_text()
-    monkeypatch.setattr(compare, "_run", lambda _: "it broke")
+    monkeypatch.setattr(_board, "run_command", lambda _: "it broke")
     assert compare.main([arguments[1], *arguments[2:], "--costs"]) == 1
     assert "| bad, seed 0 |" in (tmp_path / "results" / "table.md").read_text()
 
@@ -183,7 +184,7 @@ def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypat
     folder = tmp_path / "results"
     assert compare.main([arguments[0], *arguments[2:], "--seeds", "0", "1"]) == 0
     before = {name: (folder / name).read_text() for name in ("table.md", "table.csv")}
-    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
     assert compare.main(["--finished", "--results", str(folder)]) == 0
     after = {name: (folder / name).read_text() for name in before}
     assert after["table.csv"] == before["table.csv"]
@@ -221,7 +222,7 @@ def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default()
 
 
 def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
     (tmp_path / "bad.gin").write_text("Extractor.image_size = 48\n")
     lines = [arguments.index(part) for part in arguments if part == "Extractor.image_size = 32"]
     del arguments[lines[0] - 1 : lines[0] + 1]
@@ -237,7 +238,8 @@ def test_two_backbones_are_compared_on_the_same_queries():
 
     finished = {"one": [run(1, 1, 1, 1, 0, 0), run(1, 1, 1, 1, 1, 1)], "other": [run(0, 0, 1, 1, 0, 0)]}
     pairs = differences(finished, shown, "all")
-    low, high = interval(100 * np.array([1, 1, 0, 0, 0.5, 0.5]), groups)
+    ours = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])
+    low, high = interval(100 * ours, groups, 100 * np.array([0, 0, 1, 1, 0, 0]))
     assert pairs == [{"first": "one", "second": "other", "R@1": f"+50.0 [{low:+.1f}, {high:+.1f}]"}]
     assert f"| other | {pairs[0]['R@1']} |" in of_the_first(pairs)
     assert of_the_first(differences({"one": finished["one"]}, shown, "all")) == ""
@@ -247,7 +249,7 @@ def test_two_backbones_are_compared_on_the_same_queries():
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "_run", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
     assert compare.main([*arguments, "--set", "Model.size = 'tinny'"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
 
@@ -284,3 +286,48 @@ def test_a_run_folder_is_a_row_that_is_evaluated_as_it_is(arguments, tmp_path, c
     assert row.metrics["protocols"]["all"]["reranked"] == pytest.approx(found["reranked"])
     assert compare.main([str(trained), *results, *settings]) == 2
     assert "say by --on or --gin on which data" in capsys.readouterr().err
+
+
+def test_each_row_gets_the_rate_that_validates_best_and_is_measured_once_at_the_end(arguments, tmp_path, here, capsys):
+    """One command, from trials on held-out classes to queries that nobody has looked at."""
+    for name, half in (("work", "even"), ("final", "odd")):
+        (tmp_path / f"{name}.gin").write_text(f"Data.asked = '{half}'\n")
+    rows = [arguments[0], *arguments[2:], "--seeds", "0", "1", "--gin", str(tmp_path / "work.gin")]
+    fair = [*rows, "--rates", "1e-3", "3e-1", "--final", str(tmp_path / "final.gin")]
+    assert compare.main(fair) == 0
+    folder, final = tmp_path / "results", tmp_path / "results-final"
+    trials = rates.read(folder)
+    best = max(trials, key=lambda trial: float(trial.validation))
+    assert [(trial.rate, trial.steps) for trial in trials] == [("1e-3", 2), ("3e-1", 2)]
+    tried = {path.name.split("-")[1] for path in (tmp_path / "runs").iterdir() if (path / "metrics.json").exists()}
+    assert tried == {"seed0", "seed1"}  # no trial looked at a test image
+    for made in (tmp_path / "runs").glob("good-seed*"):
+        if "checkpoint = None" in (text := (made / "config.gin").read_text()):
+            assert f"Training.learning_rate = {float(best.rate)!r}" in text
+    asked = [{*results(each).runs["good", 0].queries["all"]["class"]} for each in (folder, final)]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    assert set(results(final).runs) == {("good", 0), ("good", 1)}
+    page = (final / "table.md").read_text()
+    assert page.startswith("**Final measurement**") and "**Final" not in (folder / "table.md").read_text()
+    assert f"- good, 2 steps: 1e-3: {trials[0].validation}, 3e-1: {trials[1].validation}" in (
+        (folder / "table.md").read_text()
+    )
+    with open(folder / "curves.csv", newline="") as file:
+        curve = list(csv.DictReader(file))
+    assert [(line["seed"], line["step"]) for line in curve] == [(seed, step) for seed in "01" for step in "246"]
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert compare.main(fair) == 0 and sorted((tmp_path / "runs").iterdir()) == runs  # all of it is finished
+    assert compare.main([*fair, "--set", "Training.steps = 4"]) == 2
+    assert "has a final measurement of other rows" in capsys.readouterr().err
+    assert compare.main([*fair[:-1], str(tmp_path / "work.gin")]) == 2
+    assert "changes nothing of the data of 'good'" in capsys.readouterr().err
+
+
+def test_the_final_measurement_waits_for_every_row(arguments, tmp_path, here, capsys):
+    (tmp_path / "final.gin").write_text("Data.asked = 'odd'\n")
+    lines = ["--set", "Training.learning_rate = 1e30", "--set", "Training.max_grad_norm = 1e30"]
+    fair = [arguments[0], *arguments[2:], *lines, "--final", str(tmp_path / "final.gin")]
+    assert compare.main(fair) == 1
+    assert "Not all rows are finished" in capsys.readouterr().err and not (tmp_path / "results-final").exists()
+    assert compare.main([arguments[0], *arguments[2:], *lines[2:], "--rates", "1e30"]) == 1
+    assert "No trial of 'good' ended" in (tmp_path / "results" / "table.md").read_text()

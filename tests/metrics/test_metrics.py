@@ -73,3 +73,23 @@ def test_interval_of_a_constant_is_that_constant_and_groups_widen_it():
     values = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     narrow, wide = interval(values, np.arange(200)), interval(values, groups)
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def test_an_interval_over_seeds_is_that_of_a_sum_of_two_variances():
+    """Runs that deviate by normal noise of a known size: the variances of both means add up."""
+    random = np.random.default_rng(0)
+    of_classes, of_seeds, groups = random.normal(size=400), random.normal(size=12), np.arange(400)
+    values = of_classes + of_seeds[:, None]
+    low, high = interval(values, groups)
+    expected = 2 * 1.96 * np.sqrt(of_classes.var() / 400 + of_seeds.var(ddof=1) / 12)
+    assert high - low == pytest.approx(expected, rel=0.1)
+    assert interval(values[:1], groups) == interval(values[0], groups)
+
+
+def test_an_interval_of_a_difference_draws_the_same_classes_and_other_seeds():
+    random = np.random.default_rng(0)
+    one, groups = random.normal(size=(2, 300)), np.repeat(np.arange(30), 10)
+    same = interval(one[0], groups, one[0])
+    assert same == (0, 0) and interval(one[0], groups, one[1]) == pytest.approx(interval(one[0] - one[1], groups))
+    low, high = interval(one, groups, one)
+    assert low < 0 < high  # a training that is repeated with other seeds comes out differently
