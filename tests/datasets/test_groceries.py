@@ -7,6 +7,7 @@ import pytest
 from dataset_trees import CLASSES, IMAGES, groceries
 
 from locore.datasets import benchmarks
+from locore.pipeline.settings import Data
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_a_zip_and_the_folder_beside_the_lists_are_the_same_benchmark(root, tmp_
         other = benchmarks.create("groceries", root=str(place))
         assert (other.gallery.labels == benchmark.gallery.labels).all()
         assert other.gallery.image(5).tobytes() == benchmark.gallery.image(5).tobytes()
+
+
+def test_each_half_of_the_classes_asks_the_whole_gallery(root):
+    whole, even, odd = (Data("groceries", {"root": str(root)}, asked).load() for asked in ("all", "even", "odd"))
+    classes = [np.unique(each.queries.labels) for each in (even, odd)]
+    assert not np.isin(*classes).any() and len(classes[0]) + len(classes[1]) == len(np.unique(whole.queries.labels))
+    assert len(even.queries) + len(odd.queries) == len(whole.queries) and len(even.gallery) == len(whole.gallery)
+    rows = np.flatnonzero(np.isin(whole.queries.labels, classes[1]))
+    assert (odd.self_index == whole.self_index[rows]).all()
+    for name, answers in odd.protocols.items():
+        for part in ("positive", "junk", "demoted"):
+            expected = [getattr(whole.protocols[name], part)[i] for i in rows]
+            assert all(np.array_equal(a, b) for a, b in zip(getattr(answers, part), expected, strict=True))
+    with pytest.raises(ValueError, match=r"Unknown Data.asked 'evn'.*did you mean 'even'"):
+        Data("groceries", {"root": str(root)}, "evn")
 
 
 def test_fewer_queries_on_demand(root):

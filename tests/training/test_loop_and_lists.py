@@ -78,6 +78,19 @@ def test_the_weights_that_are_kept_are_those_of_the_best_monitored_metric(tmp_pa
         assert all(torch.equal(value, expected[name]) for name, value in trained.state_dict().items())
 
 
+def test_it_ends_when_validation_gains_nothing_and_does_not_go_on_later(tmp_path):
+    settings = replace(TRAINING, schedule="constant", steps=9, validate_every=1, patience=2, min_gain=0.5)
+    asked = iter([10.0, 10.4, 10.6, 10.9, 11.0, 99.0])  # 10.6 gains 0.6 over 10.0; then 0.3 and 0.4 gain nothing
+
+    def train():
+        return fit_reranker(model(), lists(), settings, lambda: {"mAP@R": next(asked)}, tmp_path, seed=3)
+
+    state = train()
+    assert [point["step"] for point in state["history"]["validation"]] == [1, 2, 3, 4, 5] and state["best"] == 11.0
+    assert train()["history"] == state["history"]
+    assert not replace(settings, patience=0).stalled(state["history"]["validation"])
+
+
 def test_training_changes_the_weights_and_accumulation_does_not_matter(tmp_path):
     start, whole = model().state_dict(), fit(tmp_path / "whole", replace(TRAINING, steps=1))
     assert any(not torch.equal(start[name], value) for name, value in whole.items())
