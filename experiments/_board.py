@@ -168,6 +168,8 @@ def final_board(board: Board, options: argparse.Namespace) -> Board | None:
             if metrics["alpha"] is not None:  # chosen on validation, as the weights were
                 shares = [f"Reranking.{part} = {metrics[part]}" for part in ("alpha", "temperature")]
                 lines = [*lines[:2], "Reranking.ensemble = True", *shares]
+            if metrics["gate"] is not None:
+                lines = [*lines, f"Reranking.gate = {metrics['gate']}"]
         found = _read(files, [*options.set, *lines] if row.experiment.trains else lines, seed)
         if found.experiment.data == row.experiment.data:
             raise ValueError(f"'{options.final}' changes nothing of the data of '{name}', which was looked at already.")

@@ -95,7 +95,7 @@ def table(metrics: dict) -> str:
 def _protocol_table(measured: dict) -> str:
     names = list(measured["global"])
     lines = [text_row("", names)]
-    ours = [method for method in ("reranked", "ensemble") if method in measured]
+    ours = [method for method in ("reranked", "ensemble", "gated") if method in measured]
     for method in ("global", *ours, "oracle", *(["chance"] if "chance" in measured else [])):  # old runs have no chance
         lines.append(text_row(method, (f"{measured[method][n]:.1f}" for n in names)))
     for method in ours:
@@ -105,5 +105,7 @@ def _protocol_table(measured: dict) -> str:
         for what in ("better", "worse") if "worse" in measured else ():  # old runs do not say
             lines.append(text_row(f"  {what}", (f"{measured[what][method][n]:,}" for n in names)))
     unchanged = f"; re-ranking cannot change {', '.join(measured['unchanged'])}" * bool(measured["unchanged"])
+    if "gate_opens" in measured:
+        lines.append(f"gated: {measured['gate_opens']:.0f} % of the lists are re-ranked")
     lines.append(f"{measured['queries']:,} queries, shortlist recall {measured['shortlist_recall']:.1f}{unchanged}")
     return "\n".join(lines)

@@ -27,10 +27,10 @@ from locore.pipeline.build import (
     descriptor_widths,
     with_windows_and_stages,
 )
-from locore.pipeline.settings import Experiment, embedder_metrics, plan
-from locore.pipeline.train import Learned, choose_ensemble, choose_without_training, learn
+from locore.pipeline.settings import CHOSEN, Experiment, embedder_metrics, plan
+from locore.pipeline.train import Learned, choose_ensemble, choose_gate, learn, search_without_training
 from locore.report import exports
-from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble, Windows
+from locore.reranking import Ensemble, Gate, ListwiseReranker, Reranker, StandardisedEnsemble, Windows
 from locore.reranking.cascade import Cascade
 from locore.reranking.ensemble import default_ensemble
 from locore.reranking.reranker import describe_mismatch
@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
     with stage("shortlists"):
         given = experiment.files.neighbours_of_queries(benchmark, (queries, gallery)) if experiment.files else None
         searches = build_searches(experiment, benchmark, queries, gallery, given)
-    learned = Learned(None, None, None)
+    learned = Learned(None, None, None, None)
     if experiment.trains:
         learned = learn(experiment, experiment.data.training_images(benchmark), folder, seed, stage)
     if learned.extractor:  # the shortlists stay, but their images are described by the trained network
@@ -81,6 +81,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
     model = _reranker(experiment, learned, queries, seed)
     first = next(iter(searches))
     ensemble = _ensemble(experiment, learned, benchmark, searches[first], model, stage)
+    gate = _gate(experiment, learned, benchmark, searches[first], model)
     depth = experiment.reranking.depth
     with stage("evaluation"):
         whole = with_windows_and_stages(experiment, model)
@@ -89,7 +90,13 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         if ensemble:
             for protocol, order in _ensemble_orders(experiment, searches, rankings, whole, model, ensemble).items():
                 orders[protocol]["ensemble"] = order
+        if gate:
+            for protocol, ranking in rankings.items():
+                orders[protocol]["gated"] = gate.order(ranking.similarities, ranking.order)
         tables = {p: summary(search, orders[p], depth) for p, search in searches.items()}
+        if gate:
+            for protocol, ranking in rankings.items():
+                tables[protocol]["gate_opens"] = 100 * float(gate.opens(ranking.similarities).double().mean())
         if experiment.outputs.neighbours:
             found = _neighbours(experiment, searches[first], whole, model, benchmark.self_index, given)
             if distributed.first():
@@ -107,6 +114,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         "protocols": tables,
         "alpha": ensemble.alpha if ensemble else None,
         "temperature": ensemble.temperature if ensemble else None,
+        "gate": gate.threshold if gate else None,
         "parameters": sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0,
         "descriptor_bytes": _descriptor_bytes(queries, whole if experiment.reranking.first_stages else model),
         "seconds": stage.seconds,
@@ -215,7 +223,26 @@ def _ensemble(
             return ensemble
         if benchmark.train is None or experiment.files:
             return default_ensemble(model)
-        return choose_without_training(experiment, benchmark.train, model)
+        return choose_ensemble(experiment, search_without_training(experiment, benchmark.train), model)
+
+
+def _gate(
+    experiment: Experiment, learned: Learned, benchmark: Benchmark, search: Search, model: Reranker
+) -> Gate | None:
+    """Return the gate that is evaluated: a given one, the training's, or one chosen on images that validate."""
+    given = experiment.reranking.gate
+    if given != CHOSEN:
+        return None if given is None else Gate(float(given))
+    if experiment.trains:
+        return learned.gate
+    if benchmark.validation:
+        return choose_gate(experiment, search, model)
+    if experiment.model.learned or benchmark.train is None or experiment.files:
+        raise ValueError(
+            "A gate is chosen on images that are new to the re-ranker: held-out training classes or gldv2's public "
+            "part; give Reranking.gate as a similarity."
+        )
+    return choose_gate(experiment, search_without_training(experiment, benchmark.train), model)
 
 
 def _rerank(

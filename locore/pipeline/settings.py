@@ -26,6 +26,7 @@ LISTWISE = "listwise"
 # Our own list-wise rows, as gin/head/residual.gin has them; the defaults below are the paper's.
 RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "list", "kept_locals": 12, "positions": "none"}
 DTYPES = ("float32", "bfloat16")
+CHOSEN = "chosen"  # of Reranking.gate
 ASKED = ("all", "even", "odd")
 
 
@@ -168,6 +169,8 @@ class Reranking:
             or, where nothing is trained, on all training images or on a benchmark that is for validation; a re-ranker
             without weights has a default where there are none of these.
         temperature: of `Ensemble`, given together with alpha; a re-ranker without weights has a `StandardisedEnsemble`.
+        gate: also evaluate with lists left as they are whose first candidate has at least this similarity; "chosen" =
+            the similarity is chosen where the ensemble is; None = all lists are re-ranked.
         dtype: of the weights in evaluation, "float32" or "bfloat16".
     """
 
@@ -178,6 +181,7 @@ class Reranking:
     ensemble: bool = True
     alpha: float | None = None
     temperature: float | None = None
+    gate: float | str | None = None
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -202,6 +206,8 @@ class Reranking:
             raise ValueError(f"Reranking.alpha = {self.alpha} must be in [0, 1].")
         if self.temperature is not None and not 0 < self.temperature < 1e9:
             raise ValueError(f"Reranking.temperature = {self.temperature} must be above 0.")
+        if isinstance(self.gate, str) and self.gate != CHOSEN:
+            raise ValueError(f"Reranking.gate = '{self.gate}' must be a similarity, '{CHOSEN}', or None.")
         if self.alpha is None and self.temperature is not None:
             raise ValueError("Reranking.alpha and Reranking.temperature go together; give both or neither.")
 

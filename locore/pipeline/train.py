@@ -21,10 +21,10 @@ from locore.descriptors.online import OnlineTable
 from locore.descriptors.table import Rows, SearchedTable
 from locore.evaluation.search import Search
 from locore.pipeline.build import LearnedReranker, batch_of_lists, build_reranker, describe
-from locore.pipeline.settings import LISTWISE, RESIDUAL_HEAD, Experiment, Model, Reranking, plan
+from locore.pipeline.settings import CHOSEN, LISTWISE, RESIDUAL_HEAD, Experiment, Model, Reranking, plan
 from locore.pipeline.validation import held_out, validation_search
 from locore.report import pictures
-from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble
+from locore.reranking import Ensemble, Gate, ListwiseReranker, Reranker, StandardisedEnsemble
 from locore.reranking.reranker import rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.retrieval import search as search_neighbours
@@ -47,11 +47,13 @@ class Learned:
     Attributes:
         model: the re-ranker; None = none was trained.
         ensemble: with the global similarity, chosen on held-out classes; None = not asked for.
+        gate: chosen on held-out classes; None = not asked for.
         extractor: the one whose network was trained with the re-ranker; None = it was not.
     """
 
     model: LearnedReranker | None
     ensemble: Ensemble | StandardisedEnsemble | None
+    gate: Gate | None
     extractor: Extractor | None
 
 
@@ -175,11 +177,14 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
             trained = Trained(own, plan(experiment).pass_size)
         native.save(model, folder / WEIGHTS, trained)
     distributed.wait()
-    ensemble = None
+    ensemble, gate = None, None
     if experiment.reranking.ensemble and experiment.reranking.alpha is None:
         with stage("ensemble"):
             ensemble = choose_ensemble(experiment, described_now(), model)
-    return Learned(model, ensemble, extractor)
+    if experiment.reranking.gate == CHOSEN:
+        with stage("gate"):
+            gate = choose_gate(experiment, described_now(), model)
+    return Learned(model, ensemble, gate, extractor)
 
 
 def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker) -> Ensemble | StandardisedEnsemble:
@@ -199,14 +204,17 @@ def choose_ensemble(experiment: Experiment, validation: Search, model: Reranker)
     return kind.fit(found.similarities, found.comparable_scores(), quality)
 
 
-def choose_without_training(
-    experiment: Experiment, images: ImageSet, model: Reranker
-) -> Ensemble | StandardisedEnsemble:
-    """Choose the ensemble of a re-ranker without weights on training images, all of which are new to it."""
+def choose_gate(experiment: Experiment, validation: Search, model: Reranker) -> Gate:
+    """Choose the gate with the highest main metric on a search that validates."""
+    found, main = _rerank_pass(experiment, validation, model), validation.suite.main
+    return Gate.fit(found.similarities, found.order, lambda order: float(validation.metrics(order)[main].mean()))
+
+
+def search_without_training(experiment: Experiment, images: ImageSet) -> Search:
+    """Return a search that validates a re-ranker without weights on training images, all of which are new to it."""
     table, made_by = describe(experiment, images)
     comparable = made_by == 0
-    validation, _ = validation_search(images, table, comparable, comparable, experiment.reranking.candidates)
-    return choose_ensemble(experiment, validation, model)
+    return validation_search(images, table, comparable, comparable, experiment.reranking.candidates)[0]
 
 
 def _rerank_pass(experiment: Experiment, search: Search, model: Reranker):

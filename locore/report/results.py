@@ -15,7 +15,7 @@ import numpy as np
 from locore.utils.files import atomic, write_text
 
 RUNS, QUERIES = "runs.csv", "queries.npz"
-METHODS = ("global", "reranked", "ensemble", "oracle", "chance")
+METHODS = ("global", "reranked", "ensemble", "gated", "oracle", "chance")
 COSTS = ("ms", "mb", "gflops", "stored")  # of a list on one machine, see `experiments.compare --costs`
 FIELDS = ("parameters", "descriptor_bytes", "candidates", "alpha", "temperature", "latency_ms", "peak_memory_mb")
 
@@ -130,7 +130,9 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: metrics.get(name) for name in names}
     kept["seconds"] = {name: value for name, value in metrics["seconds"].items() if name == "training"}
     kept["protocols"] = {
-        protocol: {name: value for name, value in measured.items() if name in (*METHODS, "shown", "queries")}
+        protocol: {
+            name: value for name, value in measured.items() if name in (*METHODS, "shown", "queries", "gate_opens")
+        }
         for protocol, measured in metrics["protocols"].items()
     }
     return kept
@@ -145,7 +147,7 @@ def _line(run: BoardRun, costs: dict[str, Any] | None) -> dict[str, Any]:
     line["training_s"] = metrics["seconds"].get("training", "")
     line["shown"] = " ".join(next(iter(metrics["protocols"].values()))["shown"])
     for protocol, measured in metrics["protocols"].items():
-        line[f"{protocol}: queries"] = measured["queries"]
+        line |= {f"{protocol}: {name}": measured[name] for name in ("queries", "gate_opens") if name in measured}
         for method in (method for method in METHODS if method in measured):
             line |= {f"{protocol}: {method} {name}": value for name, value in measured[method].items()}
     if costs:
@@ -164,8 +166,8 @@ def _metrics(line: Mapping[str, str]) -> dict[str, Any]:
         if not name or value == "":
             continue
         measured = protocols.setdefault(protocol, {"shown": line["shown"].split()})
-        if name == "queries":
-            measured[name] = int(value)
+        if name in ("queries", "gate_opens"):
+            measured[name] = _number(value)
         else:
             method, _, metric = name.partition(" ")
             measured.setdefault(method, {})[metric] = float(value)

@@ -71,6 +71,9 @@ def rows(
         if "ensemble" in found[0]:
             for n in dict.fromkeys((metrics_shown[0], main)):
                 row[f"ensemble {n}"] = spread([r["ensemble"][n] for r in found])
+        if "gated" in found[0]:
+            row[f"gated {main}"] = spread([r["gated"][main] for r in found])
+            row["lists re-ranked, %"] = spread([r["gate_opens"] for r in found], 0)
         cost = (costs or {}).get(name, {})
         if described := cost.get("stored") or runs[0].get("descriptor_bytes"):
             row["bytes an image"] = f"{described:,}"

@@ -67,6 +67,11 @@ class Shortlist:
         present = None if self.present is None else self.present[rows, places]
         return Shortlist(self.similarities[rows, places], self.query, self.candidates[rows, places], present)
 
+    def lists(self, chosen: Tensor) -> Shortlist:
+        """Select some of the lists, by their numbers or by (B,) bool."""
+        present = None if self.present is None else self.present[chosen]
+        return Shortlist(self.similarities[chosen], self.query[chosen], self.candidates[chosen], present)
+
     @classmethod
     def random(
         cls,

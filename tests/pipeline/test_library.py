@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from small_inputs import QUICK, write_glyphs
@@ -44,6 +45,22 @@ def test_evaluate_measures_what_a_run_measures(photos, tmp_path):
         assert metrics["better"]["reranked"][name] == sum(gain > 1e-6 for gain in gains)
     printed = outputs.table(metrics).splitlines()
     assert any(line.split() == ["worse", *map(str, metrics["worse"]["reranked"].values())] for line in printed)
+
+
+def test_a_gate_leaves_lists_as_they_were_searched(photos, tmp_path):
+    chosen = run("gin/peers/chamfer.gin", photos, tmp_path / "chosen", "Reranking.gate = 'chosen'")
+    assert chosen["gated"]["mAP@R"] >= chosen["global"]["mAP@R"] and 0 <= chosen["gate_opens"] <= 100
+    with np.load(tmp_path / "chosen" / "rankings.npz") as file:
+        first = file["all/similarities"][:, 0].astype(float)
+    metrics = run("gin/peers/chamfer.gin", photos, tmp_path / "given", f"Reranking.gate = {np.median(first)}")
+    opens = first < metrics["gate"]
+    assert 0 < metrics["gate_opens"] == pytest.approx(100 * opens.mean(), abs=3) < 100  # stored in half precision
+    with open(tmp_path / "given" / "queries.csv", newline="") as file:
+        queries = list(csv.DictReader(file))
+    parts = zip(opens, queries, strict=True)
+    kept = [float(query["reranked mAP@R" if opened else "global mAP@R"]) for opened, query in parts]
+    assert metrics["gated"]["mAP@R"] == pytest.approx(100 * np.mean(kept), abs=1)
+    assert "of the lists are re-ranked" in outputs.table(metrics)
 
 
 def test_train_reranker_trains_what_a_run_trains(photos, tmp_path):
