@@ -13,6 +13,7 @@ from PIL import Image
 from backbones.registry import Registry
 from locore.metrics.suites import MetricLearning, Suite
 
+RIGHT, WRONG, JUNK = 1, 0, -1  # an image as an answer
 NOBODY = -1  # class of an image of which no class is known
 benchmarks: Registry[Benchmark] = Registry("benchmark", "locore.datasets", "locore.benchmarks")
 
@@ -24,11 +25,13 @@ class ImageSet(ABC):
         names: one for each image, for people and files.
         labels: (N,) int64 class of each image.
         fingerprint: changes whenever a pixel may have changed; descriptors are cached under it.
+        suite: the metrics of a validation on some of the images.
     """
 
     names: Sequence[str]
     labels: np.ndarray
     fingerprint: str
+    suite: Suite = MetricLearning((1, 10))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,6 +43,26 @@ class ImageSet(ABC):
         Raises:
             ValueError: the image cannot be read; the message names it.
         """
+
+    def judged(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Judge images as answers to other ones, as the protocol of the benchmark does.
+
+        Args:
+            rows: (M,) of the images that ask.
+            others: (M, K) of the images that answer.
+
+        Returns:
+            (M, K) int8, `RIGHT`, `WRONG` or `JUNK`; without a protocol of its own, images of one class are right.
+        """
+        return (self.labels[others] == self.labels[rows][:, None]).astype(np.int8)
+
+    def answers(self, rows: np.ndarray) -> Relevance:
+        """Return the answers among all images to some of them, which are in no answer of their own."""
+        everyone = np.arange(len(self))
+        found = [self.judged(np.array([row]), everyone[None])[0] for row in rows]
+        positive = [np.flatnonzero((each == RIGHT) & (everyone != row)) for row, each in zip(rows, found, strict=True)]
+        junk = [np.flatnonzero(each == JUNK) for each in found]
+        return Relevance(positive, junk, junk)
 
     def subset(self, indices: np.ndarray) -> Subset:
         """Return some of the images, in the order given."""
@@ -56,7 +79,10 @@ class Subset(ImageSet):
     def __init__(self, base: ImageSet, indices: np.ndarray):
         self.base, self.indices = base, np.asarray(indices, dtype=np.int64)
         self.names = [base.names[i] for i in self.indices]
-        self.labels = base.labels[self.indices]
+        self.labels, self.suite = base.labels[self.indices], base.suite
+
+    def judged(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return self.base.judged(self.indices[rows], self.indices[others])
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import PIL
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, features
 
+from backbones.registry import suggest
 from locore.datasets._walls import HEIGHT, WIDTH, style, wall
-from locore.datasets.benchmark import Benchmark, ImageSet, Relevance, benchmarks
+from locore.datasets.benchmark import JUNK, RIGHT, WRONG, Benchmark, ImageSet, Relevance, benchmarks
 from locore.metrics.suites import Revisited
 
 PIXELS = 128  # side of a view
 CELL = 8  # pixels of a wall: overlaps are counted in cells
 RENDERER = 3  # to be raised when a pixel changes
 EASY, HARD, LINK = 0.5, 0.1, 0.3  # shares of the smaller view that two views have in common
+JUDGED = {"right": RIGHT, "wrong": WRONG, "ignored": JUNK}
 HIDDEN = 0.4  # a view of which less can be seen is junk
 CLUTTER = 10**6  # numbers of walls from there on show up as clutter only, so that it gives no wall away
 
@@ -34,9 +36,14 @@ class Posters(ImageSet):
         seed: of all walls and views.
         walls: (N,) number of each view's wall.
         views: (N,) number of each view of its wall.
+        linked: how a view is judged that shows another part of the wall, to which views in between lead.
+        unlinked: how every other view of the wall is judged that has too little in common.
     """
 
-    def __init__(self, seed: int, walls: np.ndarray, views: np.ndarray):
+    suite = Revisited()
+
+    def __init__(self, seed: int, walls: np.ndarray, views: np.ndarray, linked: int = JUNK, unlinked: int = JUNK):
+        self.linked, self.unlinked = linked, unlinked
         self.seed, self.walls, self.views, self.labels = seed, walls, views, walls
         self.names = [f"wall {w}, view {v}" for w, v in zip(walls, views, strict=True)]
         versions = [RENDERER, seed, walls.tolist(), views.tolist(), PIL.__version__, features.version("freetype2")]
@@ -44,6 +51,26 @@ class Posters(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         return self.camera(index).render()
+
+    def judged(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Judge as `medium` does; see `ImageSet`."""
+        common, parts, shown = self._within
+        own = self.walls[others] == self.walls[rows][:, None]
+        linked = parts[others] == parts[rows][:, None]
+        right = (common[rows[:, None], others] >= HARD) & (shown[others] >= HIDDEN)
+        judged = np.where(right, RIGHT, np.where(linked, self.linked, self.unlinked))
+        return np.where(own, judged, WRONG).astype(np.int8)
+
+    @cached_property
+    def _within(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What views have in common (N, N), the group of linked views of each (N,), and its share not hidden (N,)."""
+        common, _, shown = overlaps(self, self)
+        parts = np.arange(len(common))
+        while True:  # every view takes the lowest number among those that it overlaps with
+            lower = np.where(common >= LINK, parts, len(parts)).min(axis=1)
+            if (lower == parts).all():
+                return common, parts, shown
+            parts = lower
 
     def seen(self) -> np.ndarray:
         """Return (N, cells) bool, which cells of its wall each view shows."""
@@ -180,7 +207,15 @@ class Transitive:
 
 
 @benchmarks.register("posters")
-def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720, distractors: int = 200) -> Benchmark:
+def posters(
+    seed: int = 0,
+    walls: int = 240,
+    views: int = 16,
+    queries: int = 720,
+    distractors: int = 200,
+    linked: str = "ignored",
+    unlinked: str = "ignored",
+) -> Benchmark:
     """Walls seen in parts: two thirds of them train, views of the others are searched together with distractors.
 
     Protocols as in Revisited Oxford and Paris: easy views have half of the smaller view in common with the query or
@@ -194,15 +229,22 @@ def posters(seed: int = 0, walls: int = 240, views: int = 16, queries: int = 720
         views: of each wall.
         queries: number of query views, which are not in the gallery.
         distractors: number of views of other walls.
+        linked: what counts in training for a view that shows too little of the query's part of the wall and is linked
+            to it by views in between: it is "ignored", "right" or "wrong".
+        unlinked: the same for a view that is not linked to it.
 
     Raises:
         ValueError: there are too few walls or views.
     """
+    for name, value in (("linked", linked), ("unlinked", unlinked)):
+        if value not in JUDGED:
+            raise ValueError(f"Unknown posters.{name} '{value}'{suggest(value, JUDGED)}")
     if walls < 4 or views < 4 or queries < 1:
         raise ValueError("posters needs at least 4 walls, 4 views of each and one query.")
     trains = 2 * walls // 3
+    of_others = JUDGED[linked], JUDGED[unlinked]
     train, searched = (
-        Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)))
+        Posters(seed, np.repeat(numbers, views), np.tile(np.arange(views), len(numbers)), *of_others)
         for numbers in (np.arange(trains), np.arange(trains, walls))
     )
     asking = _asking(seed, np.sort(trains + np.arange(queries) % (walls - trains)), views)

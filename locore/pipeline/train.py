@@ -161,13 +161,14 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
 
     with stage("training"):
         scale = experiment.embedder_lr_scale
-        state = fit_reranker(model.to(device), lists, experiment.training, validate, folder, seed, embedder, scale)
+        main, settings = validation.suite.main, experiment.training
+        state = fit_reranker(model.to(device), lists, settings, validate, folder, seed, embedder, scale, main)
     stage.seconds["training"] = round(state["seconds"], 1)
     extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if distributed.first():
         pictures.training(folder / "training.png", state["history"])
         kept = ("best", "seconds", "history")
-        files.write_json(folder / TRAINING, {"monitor": experiment.training.monitor} | {n: state[n] for n in kept})
+        files.write_json(folder / TRAINING, {"monitor": settings.monitor or main} | {n: state[n] for n in kept})
         if embedder:
             embedder.save(folder / WHOLE)
         trained = None
@@ -288,5 +289,7 @@ def _training_lists(
     # A vision model in training describes what validates anew each time.
     searched = held if experiment.embedder_lr_scale else made_by == 0
     validation, gallery = validation_search(images, descriptors, held, searched, reranking.candidates)
-    lists = Lists(Rows(descriptors, torch.from_numpy(rows)), neighbours, labels[rows], count, experiment.sampling)
+    lists = Lists(
+        Rows(descriptors, torch.from_numpy(rows)), neighbours, images.subset(rows).judged, count, experiment.sampling
+    )
     return lists, validation, images.subset(rows), images.subset(gallery)

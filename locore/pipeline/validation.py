@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from locore.datasets import Benchmark, ImageSet, Relevance
+from locore.datasets import Benchmark, ImageSet
 from locore.descriptors.table import Rows, SearchedTable
 from locore.evaluation.search import Search
-from locore.metrics.suites import MetricLearning
 
 HELD_OUT = 0.1  # share of the training classes that validates, or as many classes as make one list
 QUERIES = 500
@@ -34,7 +33,7 @@ def held_out(labels: np.ndarray, made_by: np.ndarray, candidates: int) -> np.nda
 def validation_search(
     images: ImageSet, descriptors: SearchedTable, asking: np.ndarray, searched: np.ndarray, candidates: int
 ) -> tuple[Search, np.ndarray]:
-    """Search some training images among others, as test images will be: in a gallery of as many wrong ones.
+    """Search some training images among others, as test images will be, and by the benchmark's own metrics.
 
     Args:
         images: the training images.
@@ -50,8 +49,6 @@ def validation_search(
     gallery, table = images.subset(rows), Rows(descriptors, torch.from_numpy(rows))
     drawn = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(asking[rows]))[:QUERIES])
     queries = gallery.subset(drawn)
-    answers = Relevance.from_labels(queries.labels, gallery.labels, drawn)
-    benchmark = Benchmark(
-        "validation", None, queries, gallery, {"all": answers}, drawn, MetricLearning((1, 10)), validation=True
-    )
+    answers = gallery.answers(drawn)
+    benchmark = Benchmark("validation", None, queries, gallery, {"all": answers}, drawn, images.suite, validation=True)
     return Search.build(benchmark, Rows(table, torch.from_numpy(drawn)), table, candidates), rows

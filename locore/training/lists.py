@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from backbones.registry import suggest
 from backbones.settings import check_types
+from locore.datasets.benchmark import JUNK, RIGHT
 from locore.descriptors.ames_files import on_disk
 from locore.descriptors.embedder import Embedder
 from locore.descriptors.table import Descriptors, DescriptorTable
 from locore.reranking.listwise import ListwiseReranker
 from locore.reranking.pairwise import PairwiseReranker
-from locore.reranking.reranker import Shortlist
+from locore.reranking.reranker import IGNORED, Shortlist
 from locore.training.loop import Training, Validate
 from locore.training.losses import LOSSES, OWN
 from locore.utils import distributed
@@ -124,14 +125,14 @@ class Lists:
     Attributes:
         descriptors: of N images.
         neighbours: (N, depth) neighbours of each image.
-        labels: (N,) classes.
+        judged: given images (M,) and others (M, K), which of these are `RIGHT`, `WRONG` or `JUNK`, see `ImageSet`.
         candidates: K of a list.
         sampling: how candidates are drawn.
     """
 
     descriptors: DescriptorTable
     neighbours: np.ndarray
-    labels: np.ndarray
+    judged: Callable[[np.ndarray, np.ndarray], np.ndarray]
     candidates: int
     sampling: Sampling = Sampling()
 
@@ -141,28 +142,30 @@ class Lists:
         With several processes they are the share of this one. Every image is a query once an epoch, and its candidates
         are drawn anew.
         """
-        images, random = len(self.labels), np.random.default_rng((seed, step, 1))
+        images, random = len(self.neighbours), np.random.default_rng((seed, step, 1))
         rows = np.array(
             [_permutation(seed, p // images, images)[p % images] for p in range(step * size, (step + 1) * size)]
         )
-        places, right = self._drawn(rows, random)
-        rows, places, right = (distributed.share(each) for each in (rows, places, right))
-        candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], right))
+        places, judged = self._drawn(rows, random)
+        rows, places, judged = (distributed.share(each) for each in (rows, places, judged))
+        candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], judged))
         for part in torch.arange(len(rows)).chunk(count):
             asked, listed = (torch.from_numpy(x)[part] for x in (rows, candidates))
             shortlist = Shortlist.gather(self.descriptors, asked, self.descriptors, listed, device)
-            yield shortlist, torch.from_numpy(labels.astype(np.int64))[part].to(device)
+            counted = np.where(labels == JUNK, IGNORED, labels.astype(np.int64))
+            yield shortlist, torch.from_numpy(counted)[part].to(device)
 
     def share_of_right(self, seed: int) -> float:
-        """Return the share of right candidates in the lists of up to 1,000 queries."""
+        """Return the share of right candidates among those that count, in the lists of up to 1,000 queries."""
         random = np.random.default_rng((seed, 2))
-        places, right = self._drawn(random.permutation(len(self.labels))[:1000], random)
-        return float(np.take_along_axis(right, places, axis=1).mean())
+        places, judged = self._drawn(random.permutation(len(self.neighbours))[:1000], random)
+        drawn = np.take_along_axis(judged, places, axis=1)
+        return float((drawn[drawn != JUNK] == RIGHT).mean())
 
     def _drawn(self, rows: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the candidates of queries: (Q, K) their places among the neighbours, and which neighbours are right."""
-        right = self.labels[self.neighbours[rows]] == self.labels[rows][:, None]
-        return np.stack([self.sampling.draw(each, self.candidates, random) for each in right]), right
+        """Draw the candidates of queries: (Q, K) their places among the neighbours, and how these are judged."""
+        judged = self.judged(rows, self.neighbours[rows])
+        return np.stack([self.sampling.draw(each == RIGHT, self.candidates, random) for each in judged]), judged
 
 
 @lru_cache(maxsize=2)
@@ -196,6 +199,7 @@ def fit_reranker(
     seed: int,
     embedder: Embedder | None = None,
     embedder_lr_scale: float = 0.0,
+    main: str = "mAP@R",
 ) -> dict:
     """Train a re-ranker on lists; result and errors as `Training.fit`.
 
@@ -209,6 +213,7 @@ def fit_reranker(
         embedder: the vision model of the lists' descriptors, trained as well (RRT's second setting: Tan et al. 2021,
             section 4); None = descriptors stay as they are.
         embedder_lr_scale: learning rate of the embedder over that of the re-ranker.
+        main: the validation metric that decides where `training` names none.
     """
     if isinstance(model, ListwiseReranker):
         model.encoder.gradient_checkpointing = training.gradient_checkpointing
@@ -245,7 +250,7 @@ def fit_reranker(
                 part = replace(part, query=query, candidates=candidates)
             yield loss(wrapped(part), labels) / training.grad_accumulation_steps
 
-    return training.fit(trained, batches, losses, validate, folder, seed, groups)
+    return training.fit(trained, batches, losses, validate, folder, seed, groups, main)
 
 
 def _dropped(descriptors: Descriptors, share: float) -> Descriptors:

@@ -60,7 +60,8 @@ class Training:
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         mixed_precision: "no" (float32) or "bf16".
         validate_every: steps between validations, each followed by a checkpoint.
-        monitor: the validation metric that decides which weights are kept, the highest value wins.
+        monitor: the validation metric that decides which weights are kept, the highest value wins; None = the deciding
+            metric of the benchmark.
         patience: end the training early, when so many validations in a row have not gained `min_gain`; 0 = never.
         min_gain: of the monitored metric over the best value so far, in points, which counts as a gain.
     """
@@ -77,7 +78,7 @@ class Training:
     gradient_checkpointing: bool = False
     mixed_precision: str = "no"
     validate_every: int = 50
-    monitor: str = "mAP@R"
+    monitor: str | None = None
     patience: int = 0
     min_gain: float = 0.2
 
@@ -103,7 +104,7 @@ class Training:
 
     def check_monitor(self, measured: Iterable[str]) -> None:
         """Raise a ValueError if `monitor` is not among the metrics that validation measures."""
-        if self.monitor not in (known := list(measured)):
+        if self.monitor and self.monitor not in (known := list(measured)):
             raise ValueError(f"Unknown Training.monitor '{self.monitor}'{suggest(self.monitor, known)}")
 
     def rate(self, step: int) -> float:
@@ -113,14 +114,13 @@ class Training:
         progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         return self.learning_rate * SCHEDULES[self.schedule](progress)
 
-    def stalled(self, validation: list[dict[str, float]]) -> bool:
-        """Return whether the last `patience` validations have gained nothing that counts."""
+    def stalled(self, values: Iterable[float]) -> bool:
+        """Return whether the last `patience` values of the monitored metric have gained nothing that counts."""
         if not self.patience:
             return False
         best, since = -math.inf, 0
-        for point in validation:
-            gains = point[self.monitor] >= best + self.min_gain
-            best, since = (point[self.monitor], 0) if gains else (best, since + 1)
+        for value in values:
+            best, since = (value, 0) if value >= best + self.min_gain else (best, since + 1)
         return since >= self.patience
 
     def fit(
@@ -132,6 +132,7 @@ class Training:
         folder: Path,
         seed: int,
         groups: list[dict] | None = None,
+        main: str = "mAP@R",
     ) -> dict:
         """Train, resuming from `last.safetensors` in the folder; the model ends with its best weights.
 
@@ -146,6 +147,7 @@ class Training:
             folder: of the checkpoints.
             seed: of everything that is random.
             groups: parameter groups of AdamW, each with a "scale" of the learning rate; None = all parameters alike.
+            main: the validation metric that decides where `monitor` names none.
 
         Returns:
             "history" (the "loss" of each step, the "validation" metrics with their step and the seconds until then),
@@ -154,7 +156,7 @@ class Training:
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or belongs to another model.
         """
-        parts = self.grad_accumulation_steps
+        parts, monitor = self.grad_accumulation_steps, self.monitor or main
         if self.batch_size % (parts * distributed.count()):
             raise ValueError(
                 f"Training.batch_size {self.batch_size} cannot be cut into {parts} equal parts for each of "
@@ -183,7 +185,7 @@ class Training:
         stream = iter(batches(first))
         try:
             for step in track(range(first, self.steps), "training", self.steps, first):
-                if self.stalled(history["validation"]):
+                if self.stalled(point[monitor] for point in history["validation"]):
                     log.info("Ended after step %d: no gain in %d validations.", step, self.patience)
                     break
                 # One step: everything random follows from (seed, step), and its batch is drawn after seeding.
@@ -213,8 +215,8 @@ class Training:
                 if (step + 1) % self.validate_every == 0 or step + 1 == self.steps:
                     with _averaged(model, average):
                         metrics = validate()
-                        if metrics[self.monitor] > state["best"]:
-                            state["best"] = metrics[self.monitor]
+                        if metrics[monitor] > state["best"]:
+                            state["best"] = metrics[monitor]
                             if distributed.first():
                                 safetensors.save(model, folder / "best.safetensors")
                     state["step"] = step + 1

@@ -11,7 +11,9 @@ from small_inputs import QUICK
 from experiments.run import main
 from locore.datasets import benchmarks, posters
 from locore.datasets._walls import HEIGHT, PALETTES, WIDTH, style, wall
-from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Transitive
+from locore.datasets.benchmark import JUNK, RIGHT, WRONG
+from locore.datasets.posters import HARD, LINK, PIXELS, Camera, Posters, Transitive
+from locore.metrics.suites import Revisited
 from locore.report import pictures, tables
 
 WORLD = {"walls": 8, "views": 12, "queries": 8, "distractors": 10}
@@ -162,3 +164,35 @@ def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
 def test_settings_that_are_too_small_are_reported():
     with pytest.raises(ValueError, match="4 walls, 4 views of each and one query"):
         benchmarks.create("posters", walls=2)
+
+
+def test_training_images_are_judged_as_medium_does_and_validate_by_its_metric():
+    """The gallery's views, asked and answered by the training's judge, against the benchmark's own answers."""
+    benchmark = benchmarks.create("posters", **WORLD)
+    asking, gallery = benchmark.queries, benchmark.gallery
+    walls, views = (np.concatenate([getattr(each, name) for each in (asking, gallery)]) for name in ("walls", "views"))
+    found = Posters(0, walls, views).answers(np.arange(len(asking)))
+    medium, count = benchmark.protocols["medium"], len(asking)
+    for part in ("positive", "junk"):
+        for ours, theirs in zip(getattr(found, part), getattr(medium, part), strict=True):
+            assert (ours[ours >= count] - count == theirs).all()
+    assert benchmark.train.suite == benchmark.train.subset(np.arange(3)).suite == Revisited()
+
+
+def test_other_views_of_a_wall_count_as_they_are_set():
+    rows = np.arange(60)
+    judged = {
+        (linked, unlinked): benchmarks.create("posters", **WORLD, linked=linked, unlinked=unlinked)
+        .train.subset(rows[::-1])
+        .judged(rows, np.tile(rows, (60, 1)))
+        for linked, unlinked in (("ignored", "ignored"), ("right", "right"), ("right", "wrong"), ("wrong", "ignored"))
+    }
+    walls = benchmarks.create("posters", **WORLD).train.labels[::-1]
+    same = walls[:, None] == walls
+    assert ((judged["right", "right"] == RIGHT) == same).all()
+    ignored = judged["ignored", "ignored"] == JUNK
+    linked = (judged["wrong", "ignored"] == WRONG) & same
+    assert linked.any() and (linked <= ignored).all() and (ignored & ~linked).any()
+    assert ((judged["right", "wrong"] == RIGHT) == (same & ~(ignored & ~linked))).all()
+    with pytest.raises(ValueError, match=r"Unknown posters.linked 'wright'.*did you mean 'right'"):
+        benchmarks.create("posters", linked="wright")

@@ -15,4 +15,9 @@ def lists(images=30, candidates=5) -> Lists:
     descriptors = Shortlist.random(images, 1, 4, 12, 20).query
     random = np.random.default_rng(0)
     others = np.stack([random.permutation(np.delete(np.arange(images), i))[:candidates] for i in range(images)])
-    return Lists(descriptors, others, np.arange(images) // 3, candidates)
+    return Lists(descriptors, others, threes, candidates)
+
+
+def threes(rows, others):
+    """Judge by classes of three images."""
+    return (others // 3 == rows[:, None] // 3).astype(np.int8)
