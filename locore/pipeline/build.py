@@ -149,7 +149,7 @@ def with_windows_and_stages(
     listwise = isinstance(model, ListwiseReranker)
     if (settings.window and listwise) or ensemble:
         size = settings.pass_size if listwise else settings.candidates  # a pair's score is the same in any window
-        model = Windows(model, size, max(size // 2, 1), settings.window_order, ensemble)
+        model = Windows(model, size, settings.stride or max(size // 2, 1), settings.window_order, ensemble)
     if not settings.first_stages:
         return model
     stages: list[tuple[Reranker, int | None]] = []

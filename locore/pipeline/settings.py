@@ -161,6 +161,7 @@ class Reranking:
         candidates: number of candidates of each query that are re-ranked.
         window: K of one pass of a list-wise re-ranker, if that is fewer; None = all candidates in one pass. Other
             re-rankers read the whole list.
+        stride: number of places that the next window moves by; None = half a window.
         window_order: order in which windows follow each other, see `Windows`.
         first_stages: a cascade: names of re-rankers without weights, or run folders, that reorder the list first, each
             with the number of candidates that it reorders (None = all). They take no part in training.
@@ -176,6 +177,7 @@ class Reranking:
 
     candidates: int = 24
     window: int | None = None
+    stride: int | None = None
     window_order: str = "end-to-start"
     first_stages: Sequence[tuple[str, int | None]] = ()
     ensemble: bool = True
@@ -190,6 +192,8 @@ class Reranking:
             raise ValueError(f"Reranking.candidates = {self.candidates}: one image has no order; give 2 or more.")
         if self.window is not None and not 1 < self.window <= self.candidates:
             raise ValueError(f"Reranking.window = {self.window} must be 2 to {self.candidates}, the candidates.")
+        if self.stride is not None and not 1 <= self.stride <= (self.window or 0):
+            raise ValueError(f"Reranking.stride = {self.stride} must be 1 to Reranking.window, {self.window}.")
         for name, known in (("window_order", ORDERS), ("dtype", DTYPES)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"Unknown Reranking.{name} '{value}'{suggest(value, known)}")

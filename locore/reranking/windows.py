@@ -49,11 +49,15 @@ class Windows:
         whole = embedded(shortlist) if embedded else shortlist
         batch, count = shortlist.similarities.shape
         places = torch.arange(count, device=shortlist.similarities.device).repeat(batch, 1)
-        for ahead in ORDERS[self.order]:
-            for start, end in windows(count, self.size, self.stride, ahead):
-                inside = places[:, start:end]
-                places[:, start:end] = inside.gather(1, self._sorted(whole.take(inside)))
+        for start, end in self.passes(count):
+            inside = places[:, start:end]
+            places[:, start:end] = inside.gather(1, self._sorted(whole.take(inside)))
         return Ranking(places, None)
+
+    def passes(self, count: int) -> list[tuple[int, int]]:
+        """Return the windows (start, end) over `count` places as they follow; that of a turn comes once."""
+        spans = [span for ahead in ORDERS[self.order] for span in windows(count, self.size, self.stride, ahead)]
+        return [span for number, span in enumerate(spans) if number == 0 or span != spans[number - 1]]
 
     def _sorted(self, window) -> Tensor:
         """Return the places (B, K) in a window, best first."""

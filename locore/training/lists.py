@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class Sampling:
             `max_positives` of them are left (None = half of the list): so it holds wrong candidates however large a
             class is. The neighbours are as deep as this needs.
         shuffle: put candidates in random order (supplement, section A); False = nearest first, as in evaluation.
+        query_positives: only images with at least so many positives among their neighbours are queries (RRT: 5 of a
+            class); 0 = all images are.
         views: views of each image, one of which is drawn for a list: the image itself and random changes of it.
         token_dropout: share of the local descriptors that is masked, drawn anew for every image.
         loss: "own" = the re-ranker's, as published: of list-wise ones the cross-entropy of all tokens, of others that
@@ -54,6 +56,7 @@ class Sampling:
     max_positives: int | None = None
     hard_negatives: bool = False
     shuffle: bool = True
+    query_positives: int = 0
     views: int = 1
     token_dropout: float = 0.0
     loss: str = OWN
@@ -142,10 +145,10 @@ class Lists:
         With several processes they are the share of this one. Every image is a query once an epoch, and its candidates
         are drawn anew.
         """
-        images, random = len(self.neighbours), np.random.default_rng((seed, step, 1))
-        rows = np.array(
+        images, random = len(self.asking), np.random.default_rng((seed, step, 1))
+        rows = self.asking[
             [_permutation(seed, p // images, images)[p % images] for p in range(step * size, (step + 1) * size)]
-        )
+        ]
         places, judged = self._drawn(rows, random)
         rows, places, judged = (distributed.share(each) for each in (rows, places, judged))
         candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], judged))
@@ -155,10 +158,29 @@ class Lists:
             counted = np.where(labels == JUNK, IGNORED, labels.astype(np.int64))
             yield shortlist, torch.from_numpy(counted)[part].to(device)
 
+    @cached_property
+    def asking(self) -> np.ndarray:
+        """The images that are queries.
+
+        Raises:
+            ValueError: there are none.
+        """
+        rows, least = np.arange(len(self.neighbours)), self.sampling.query_positives
+        if least:
+            parts = np.array_split(rows, max(1, self.neighbours.size // 10**7))
+            right = [(self.judged(part, self.neighbours[part]) == RIGHT).sum(1) for part in parts]
+            rows = rows[np.concatenate(right) >= least]
+        if not len(rows):
+            raise ValueError(
+                f"No image has {least} positives among its nearest {self.neighbours.shape[1]}; lower "
+                "Sampling.query_positives, or raise Sampling.depth."
+            )
+        return rows
+
     def share_of_right(self, seed: int) -> float:
         """Return the share of right candidates among those that count, in the lists of up to 1,000 queries."""
         random = np.random.default_rng((seed, 2))
-        places, judged = self._drawn(random.permutation(len(self.neighbours))[:1000], random)
+        places, judged = self._drawn(self.asking[random.permutation(len(self.asking))[:1000]], random)
         drawn = np.take_along_axis(judged, places, axis=1)
         return float((drawn[drawn != JUNK] == RIGHT).mean())
 

@@ -23,6 +23,7 @@ FOLDERS = {
     "head": ("Heads", "How a list-wise re-ranker scores, and what its lists are; every mini backbone has `residual`."),
     "size": ("Sizes", "How large the encoder is."),
     "rate": ("Learning rates", "Mix into any row: `gin/longformer.gin+gin/rate/5e-4.gin`."),
+    "sampling": ("Training lists", "What a step reads; mix into a row."),
     "start": ("Starts", "Pretrained on synthetic lists by `experiments.pretrain`; mix into a backbone."),
     "embed": ("Global descriptors", "Losses for `experiments.embed`."),
     "extract": ("Extraction", "Vision models for `experiments.extract`."),
@@ -49,7 +50,7 @@ def first_sentence(path: Path) -> str:
     """What the header says first, without commands and without the kind of file, which its folder says."""
     text = re.split(r"# (?:Reproduces|Command|    )", header(path), maxsplit=1)[0]
     text = " ".join(line.lstrip("# ") for line in text.splitlines())
-    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|Start|Matching|Kept|The learner): ", "", text)
+    text = re.sub(r"^(Data|Board|Protocol|Head|Size|Rate|Sampling|Start|Matching|Kept|The learner): ", "", text)
     return re.split(r"(?<!\bal)\. |[.:,]$|, by the first command:$", text.strip(), maxsplit=1)[0]
 
 

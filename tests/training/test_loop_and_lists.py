@@ -164,6 +164,18 @@ def test_lists_with_hard_negatives_are_the_nearest_that_are_left():
     assert len(Sampling(hard_negatives=True).draw(np.zeros(9, dtype=bool), 8, random)) == 8
 
 
+def test_only_images_with_enough_positives_ask_and_pairs_are_one_of_each():
+    sampling = Sampling(min_positives=1, max_positives=1, query_positives=2)
+    table = replace(lists(candidates=8), candidates=2, sampling=sampling)
+    rows = np.arange(30)
+    right = threes(rows, table.neighbours).sum(1)
+    assert table.asking.tolist() == rows[right >= 2].tolist() and 0 < len(table.asking) < 30
+    for step in range(4):
+        assert batch(table, step, 6, 0)[1].sum(1).tolist() == [1] * 6
+    with pytest.raises(ValueError, match=r"No image has 3 positives .* lower Sampling.query_positives"):
+        _ = replace(table, sampling=Sampling(query_positives=3)).asking
+
+
 def test_a_head_starts_at_the_share_of_right_candidates_in_its_lists():
     drawn = lists(images=120, candidates=30)
     batches = [batch(drawn, step, 8, 0)[1] for step in range(60)]
