@@ -6,6 +6,7 @@ Descriptors are read from disk when they are needed, so a gallery of a million i
 from __future__ import annotations
 
 import logging
+import mmap
 import pickle
 import shutil
 from collections.abc import Iterable
@@ -20,11 +21,12 @@ from torch import Tensor
 from locore.descriptors.table import LEADING, Descriptors, Rows, unpack
 from locore.retrieval import Neighbours
 from locore.utils.files import atomic
-from locore.utils.unpickle import unpickle
+from locore.utils.unpickle import map_file, unpickle
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 10_000  # rows
+NUMBERS = ("float", "bfloat", "int", "uint")  # how the names of their types begin
 LOOKED_AT = 100  # rows whose norm is looked at
 LOCALS = "features"  # the data set in their HDF5: (N, topk, 5 + D), x, y, scale, mask (1 = missing), weight first
 METADATA, BITS = "metadata", "descriptor"  # its two fields in ELViS's binary files: those five, and packed bits
@@ -280,8 +282,10 @@ def count_images(path: Path) -> int:
         raise ValueError(f"'{path}' is damaged, or has no data set '{LOCALS}' ({error}).") from error
 
 
-def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
-    """Read a shortlist: a pickled array or tensor (2, queries, topk), similarities and then indices.
+class NeighbourFile:
+    """Neighbours on disk: a pickled array or tensor (2, queries, topk), similarities and then indices.
+
+    The file is mapped, and read as far as it is asked for: published ones have a thousand neighbours of a million images.
 
     Args:
         path: the file.
@@ -289,51 +293,103 @@ def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
         gallery: number of gallery images.
 
     Raises:
-        ValueError: the file is missing, cannot be read safely, has another shape, names images that do not exist, or
-            has the most similar image last.
+        ValueError: the file is missing, cannot be read safely, or has another shape.
     """
-    try:
-        found = unpickle(path)
-    except FileNotFoundError:
-        raise ValueError(f"There are no neighbours at '{path}'.") from None
-    if isinstance(found, Tensor) and found.is_complex():
-        raise ValueError(f"'{path}' has complex numbers instead of similarities and indices.")
-    try:
-        table = found.detach().float().numpy() if isinstance(found, Tensor) else np.asarray(found)
-    except (TypeError, NotImplementedError, RuntimeError):
-        raise ValueError(f"'{path}' has a tensor without plain values, such as a sparse one.") from None
-    except ValueError:
-        raise ValueError(f"'{path}' has lists of different lengths instead of an array.") from None
-    if table.ndim != 3 or table.shape[:2] != (2, queries) or table.dtype.kind not in "fiu":
-        raise ValueError(
-            f"'{path}' has {table.dtype} of shape {table.shape}; it must be (2, {queries}, neighbours), similarities "
-            "and then indices."
-        )
-    if not np.isfinite(table).all():
-        raise ValueError(f"'{path}' has similarities or indices that are not finite.")
-    kind = str(getattr(found, "dtype", table.dtype)).removeprefix("torch.")
-    exact = {"bfloat16": 2**8, "float16": 2**11}.get(kind, 2**24)
-    if table.dtype != np.float64 and table.dtype.kind == "f" and gallery > exact:
-        raise ValueError(f"'{path}' has too few bits for the indices of {gallery:,} images; save it as float64.")
-    indices = table[1].astype(np.int64)
-    if indices.size and not 0 <= indices.min() <= indices.max() < gallery:
-        wrong = indices.min() if indices.min() < 0 else indices.max()
-        raise ValueError(f"'{path}' names image {wrong:,}, and the gallery has {gallery:,}.")
-    if table.dtype.kind == "f" and (indices != table[1]).any():
-        raise ValueError(f"'{path}' has indices that are not whole numbers.")
-    for start in range(0, len(indices), AT_ONCE):
-        part = np.sort(indices[start : start + AT_ONCE], axis=1)
+
+    def __init__(self, path: Path, queries: int, gallery: int):
+        try:
+            self._file = map_file(path)
+            found = unpickle(path, self._file)
+        except FileNotFoundError:
+            raise ValueError(f"There are no neighbours at '{path}'.") from None
+        if isinstance(found, Tensor):
+            if found.is_complex():
+                raise ValueError(f"'{path}' has complex numbers instead of similarities and indices.")
+            if found.layout != torch.strided or found.is_quantized:
+                raise ValueError(f"'{path}' has a tensor without plain values, such as a sparse one.")
+            table, kind = found.detach(), str(found.dtype).removeprefix("torch.")
+        else:
+            try:
+                table = np.asarray(found)
+            except ValueError:
+                raise ValueError(f"'{path}' has lists of different lengths instead of an array.") from None
+            kind = table.dtype.name
+        if tuple(table.shape[:2]) != (2, queries) or table.ndim != 3 or not kind.startswith(NUMBERS):
+            raise ValueError(
+                f"'{path}' has {kind} of shape {tuple(table.shape)}; it must be (2, {queries}, neighbours), similarities "
+                "and then indices."
+            )
+        exact = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24}.get(kind, gallery)
+        if gallery > exact:
+            raise ValueError(f"'{path}' has too few bits for the indices of {gallery:,} images; save it as float64.")
+        self.path, self.gallery, self._table, self._sorted = path, gallery, table, False
+
+    def __len__(self) -> int:
+        return self._table.shape[1]
+
+    def indices(self, rows: np.ndarray) -> np.ndarray:
+        """Return the neighbours (M, topk) int64 of some queries.
+
+        Raises:
+            ValueError: an index is not a whole number, names no image, or names one twice.
+        """
+        if not self._sorted:
+            self._check_order()
+        found = self._part(1, rows)
+        indices = found.astype(np.int64)
+        if (indices != found).any():
+            raise ValueError(f"'{self.path}' has indices that are not whole numbers.")
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.gallery:
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            raise ValueError(f"'{self.path}' names image {wrong:,}, and the gallery has {self.gallery:,}.")
+        part = np.sort(indices, axis=1)
         twice = (part[:, 1:] == part[:, :-1]).any(axis=1)
         if twice.any():
-            raise ValueError(f"'{path}' names an image twice for query {start + np.flatnonzero(twice)[0]}.")
-    similarities = table[0].astype(np.float32)
-    middle = similarities.shape[1] // 2
-    rising = similarities[:, :middle].mean(axis=1) < similarities[:, middle:].mean(axis=1) if middle else np.zeros(1)
-    if rising.mean() > 0.5:
-        raise ValueError(
-            f"'{path}' has similarities that rise along its lists: they are distances, or the best image is last. Save "
-            "similarities, the highest first."
-        )
+            raise ValueError(f"'{self.path}' names an image twice for query {rows[np.flatnonzero(twice)[0]]}.")
+        return indices
+
+    def similarities(self, rows: np.ndarray) -> np.ndarray:
+        """Return the similarities (M, topk) float32 of some queries.
+
+        Raises:
+            ValueError: one is not finite, or the most similar image is last.
+        """
+        if not self._sorted:
+            self._check_order()
+        return self._part(0, rows).astype(np.float32)
+
+    def _check_order(self) -> None:
+        """Refuse lists of which most rise, by some of them."""
+        some = np.linspace(0, len(self) - 1, min(len(self), AT_ONCE)).astype(np.int64)
+        similarities = self._part(0, some)
+        middle = similarities.shape[1] // 2
+        if middle and (similarities[:, :middle].mean(1) < similarities[:, middle:].mean(1)).mean() > 0.5:
+            raise ValueError(
+                f"'{self.path}' has similarities that rise along its lists: they are distances, or the best image is "
+                "last. Save similarities, the highest first."
+            )
+        self._sorted = True
+
+    def _part(self, number: int, rows: np.ndarray) -> np.ndarray:
+        """Return some rows of the similarities or of the indices, and release what was read of the file."""
+        if isinstance(self._table, Tensor):
+            part = self._table[number][torch.from_numpy(rows)]
+            found = (part.double() if part.is_floating_point() else part).numpy()
+        else:
+            found = self._table[number][rows]
+        self._file.madvise(mmap.MADV_DONTNEED)
+        if not np.isfinite(found).all():
+            raise ValueError(f"'{self.path}' has similarities or indices that are not finite.")
+        return found
+
+
+def read_neighbours(path: Path, queries: int, gallery: int) -> Neighbours:
+    """Read a whole file of neighbours; arguments and errors as `NeighbourFile`."""
+    file = NeighbourFile(path, queries, gallery)
+    parts = np.array_split(np.arange(queries), max(1, -(-queries // AT_ONCE)))
+    indices, similarities = (
+        np.concatenate([read(part) for part in parts]) for read in (file.indices, file.similarities)
+    )
     return Neighbours(indices, similarities, np.zeros(indices.shape, dtype=bool))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -141,17 +142,19 @@ class Files:
         _alike("training images", train, "gallery", self._stored("gallery", None))
         return train
 
-    def training_neighbours(self, images: ImageSet) -> np.ndarray | None:
-        """Return (N, topk) neighbours of the training images, -1 for excluded ones; None if there is no file."""
+    def training_neighbours(self, images: ImageSet) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Return what reads, given training images (M,), their neighbours (M, topk), -1 for images that are left out;
+        None if there is no file.
+        """
         if not self.train_neighbours:
             return None
         every = len(images.base) if isinstance(images, Subset) else len(images)
-        found = ames_files.read_neighbours(self._path(self.train_neighbours), every, every).indices
+        file = ames_files.NeighbourFile(self._path(self.train_neighbours), every, every)
         if not isinstance(images, Subset):
-            return found
-        place = np.full(every, -1)
-        place[images.indices] = np.arange(len(images))
-        return place[found[images.indices]]
+            return file.indices
+        rows, place = images.indices, np.full(every, -1)
+        place[rows] = np.arange(len(images))
+        return lambda asked: place[file.indices(rows[asked])]
 
     def _table(self, what: str, images: ImageSet) -> Table:
         """Return the table of images; those of a subset may be in files of their own or in files of the whole set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from locore.training.init import start_at_share, whiten
 from locore.training.lists import Lists, Sampling, fit_reranker
 from locore.training.loop import Training
 from locore.utils import distributed, files
+from locore.utils.progress import track
 from locore.utils.timing import Stages
 
 NOISE = 0.005  # of a metric: less is not counted as a loss
@@ -230,11 +231,14 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if path.is_file() else name
 
 
-def neighbours_within(neighbours: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
+def neighbours_within(
+    neighbours: Callable[[np.ndarray], np.ndarray], count: int, rows: np.ndarray, depth: int
+) -> np.ndarray:
     """Select, for some images, the nearest neighbours that are among these images too, without the image itself.
 
     Args:
-        neighbours: (N, topk) neighbours of all images, -1 for none.
+        neighbours: given images (M,), their neighbours (M, topk) among all images, -1 for none.
+        count: number of all images.
         rows: (M,) the images.
         depth: number of neighbours of each.
 
@@ -244,12 +248,14 @@ def neighbours_within(neighbours: np.ndarray, rows: np.ndarray, depth: int) -> n
     Raises:
         ValueError: an image has too few.
     """
-    place = np.full(len(neighbours), -1)
+    place = np.full(count, -1)
     place[rows] = np.arange(len(rows))
-    found = np.full((len(rows), depth), -1)
-    for start in range(0, len(rows), ROWS):  # a file may hold a thousand neighbours of each of a million images
+    found = np.full((len(rows), depth), -1, dtype=np.int32)
+    # A file may hold a thousand neighbours of each of a million images.
+    for start in track(range(0, len(rows), ROWS), "reading neighbours"):
         part = slice(start, start + ROWS)
-        near = np.where(neighbours[rows[part]] < 0, -1, place[neighbours[rows[part]]])
+        listed = neighbours(rows[part])
+        near = np.where(listed < 0, -1, place[listed])
         near[near == np.arange(len(rows))[part, None]] = -1
         first = np.argsort(near < 0, axis=1, kind="stable")[:, :depth]
         found[part, : first.shape[1]] = np.take_along_axis(near, first, axis=1)
@@ -275,7 +281,9 @@ def _training_lists(
         depth = max(count, min(count + int(np.unique(labels[rows], return_counts=True)[1].max()), fewest))
     given = experiment.files.training_neighbours(images) if experiment.files else None
     neighbours = (
-        np.empty((len(rows), depth), dtype=np.int64) if given is None else neighbours_within(given, rows, depth)
+        np.empty((len(rows), depth), dtype=np.int32)
+        if given is None
+        else neighbours_within(given, len(images), rows, depth)
     )
     for maker in np.unique(made_by) if given is None else ():
         own = np.flatnonzero(made_by[rows] == maker)

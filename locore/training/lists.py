@@ -153,7 +153,7 @@ class Lists:
         rows, places, judged = (distributed.share(each) for each in (rows, places, judged))
         candidates, labels = (np.take_along_axis(x, places, axis=1) for x in (self.neighbours[rows], judged))
         for part in torch.arange(len(rows)).chunk(count):
-            asked, listed = (torch.from_numpy(x)[part] for x in (rows, candidates))
+            asked, listed = (torch.from_numpy(x.astype(np.int64))[part] for x in (rows, candidates))
             shortlist = Shortlist.gather(self.descriptors, asked, self.descriptors, listed, device)
             counted = np.where(labels == JUNK, IGNORED, labels.astype(np.int64))
             yield shortlist, torch.from_numpy(counted)[part].to(device)

@@ -1,16 +1,23 @@
-"""Read pickles from outside without running code: plain values, numpy arrays and torch tensors only."""
+"""Read pickles from outside without running code: plain values, numpy arrays and torch tensors only.
+
+The file is mapped, and large arrays and tensors are views of it: a file of 20 GB takes no memory until it is read. Arrays
+in pickles of protocol 3 and earlier are copied.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
+import struct
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+MAPPED = 2**20  # bytes from which a value is a view of the file
 NAMES = ("numpy._core", "numpy.core")  # numpy 2 renamed it; files of either name are about
 
 
@@ -43,8 +50,26 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """Build an array from its bytes, which are copied."""
-    return np.frombuffer(bytes(data), _plain(dtype)).reshape(shape, order=order).copy()
+    """Build an array from its bytes, which are copied unless they are mapped."""
+    view = isinstance(data, memoryview)
+    array = np.frombuffer(data if view else bytes(data), _plain(dtype)).reshape(shape, order=order)
+    return array if view else array.copy()
+
+
+def _storage(data: Any) -> Any:
+    """Build the storage of a tensor from a file of torch.save, as it lies in a plain pickle; mapped ones are not read."""
+    if not isinstance(data, memoryview):
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    file = _Mapped(data)
+    for _ in range(3):  # a magic number, the version of the format, the machine
+        _Restricted(file).load()
+    kind, count = _StorageHeader(file).load()
+    _Restricted(file).load()  # the names of the storages, of which there is one
+    values = file.rest()[8:]  # behind their number
+    if len(values) != count * kind.itemsize:
+        raise pickle.UnpicklingError("a tensor has another size than its bytes")
+    whole = torch.frombuffer(values, dtype=torch.uint8).untyped_storage()
+    return torch.storage.TypedStorage(wrap_storage=whole, dtype=kind, _internal=True)
 
 
 # What rebuilds an array, a number or a tensor, under every name that numpy has pickled it by. None runs code.
@@ -63,9 +88,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     **{(name, "bytes"): lambda: b"" for name in ("builtins", "__builtin__")},  # how an empty one is written
     ("_codecs", "encode"): _latin1,
     # How a tensor lies in a plain pickle: as a file of torch.save, with a view of it and hooks, which are always empty.
-    ("torch.storage", "_load_from_bytes"): lambda data: torch.load(
-        io.BytesIO(data), weights_only=True, map_location="cpu"
-    ),
+    ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("collections", "OrderedDict"): dict,
 }
@@ -80,9 +103,12 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
         """Set the state of arrays and plain types alone: a structured type could point numpy anywhere in memory."""
         state, made = self.stack[-1], self.stack[-2]  # type: ignore[attr-defined]
         if isinstance(made, np.ndarray):
-            _, shape, dtype, _, data = state
-            if len(data) != math.prod(shape) * _plain(dtype).itemsize or not isinstance(data, bytes | str):
+            _, shape, dtype, by_column, data = state
+            if len(data) != math.prod(shape) * _plain(dtype).itemsize or not isinstance(data, (bytes, str, memoryview)):
                 raise pickle.UnpicklingError("an array has another size than its bytes")
+            if isinstance(data, memoryview):
+                self._replace(np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C"))
+                return
         elif not (
             isinstance(made, np.dtype)
             and made.kind not in "OV"
@@ -94,22 +120,93 @@ class _Restricted(pickle._Unpickler):  # type: ignore[name-defined]  # in Python
 
     dispatch[pickle.BUILD[0]] = load_build
 
+    def _replace(self, array: np.ndarray) -> None:
+        """Put a mapped array in the place of the empty one whose state would be set."""
+        self.stack.pop()  # type: ignore[attr-defined]
+        begun, memo = self.stack[-1], self.memo  # type: ignore[attr-defined]
+        self.stack[-1] = array  # type: ignore[attr-defined]
+        memo.update({number: array for number, value in memo.items() if value is begun})
+
+    def load_bytearray8(self) -> None:
+        """Leave mapped bytes where they are."""
+        (count,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(self.read(count))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return ALLOWED[module, name]
 
 
-def unpickle(path: Path) -> Any:
+class _StorageHeader(_Restricted):
+    """Reads which storage a file of torch.save has: the type of its values and their number."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        kinds = torch.storage._storage_type_to_dtype_map()
+        if module != "torch" or name not in kinds:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return kinds[name]
+
+    def persistent_load(self, name: Any) -> Any:
+        _, kind, _, _, count, *_ = name
+        return kind, count
+
+
+class _Mapped:
+    """A file in memory, whose long reads are views of it."""
+
+    def __init__(self, data: Any):
+        self.data, self.at = memoryview(data), 0
+
+    def read(self, count: int) -> Any:
+        found = self.data[self.at : self.at + count]
+        self.at += len(found)
+        return found if len(found) >= MAPPED else bytes(found)
+
+    def readline(self) -> bytes:
+        end = self.at
+        while end < len(self.data) and self.data[end] != ord("\n"):
+            end += 1
+        return bytes(self.read(end + 1 - self.at))
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def rest(self) -> memoryview:
+        """Return what has not been read."""
+        return self.data[self.at :]
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file that is not empty; what is written to the map stays in memory.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is empty.
+    """
+    with open(path, "rb") as file:
+        if not path.stat().st_size:
+            raise ValueError(f"'{path}' is empty; get another.")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def unpickle(path: Path, mapped: mmap.mmap | None = None) -> Any:
     """Read a pickle of lists, dictionaries, strings, numbers, numpy arrays and torch tensors.
+
+    Args:
+        path: the file.
+        mapped: the file as `map_file` returns it, for who wants to release what was read; None = it is mapped here.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged, or contains anything else, which is then not run.
     """
     try:
-        with open(path, "rb") as file:
-            return _Restricted(file, encoding="latin1").load()
+        return _Restricted(_Mapped(mapped or map_file(path)), encoding="latin1").load()
     except FileNotFoundError:
         raise
     except Exception as error:  # a hostile or broken pickle may raise anything

@@ -92,7 +92,7 @@ def test_landmarks_that_are_left_out_stay_in_the_files(root, tmp_path):
     whole = ames_files.read_globals(root / "train_global", TRAIN)
     assert len(images) == TRAIN - 2 * IMAGES and (files.training(images).global_matrix == whole[images.indices]).all()
     near, every = (
-        files.training_neighbours(images),
+        files.training_neighbours(images)(np.arange(len(images))),
         ames_files.read_neighbours(root / "nn_train.pkl", TRAIN, TRAIN).indices,
     )
     known = near[5][near[5] >= 0]
@@ -129,12 +129,12 @@ def test_neighbours_among_the_training_images():
     random = np.random.default_rng(0)
     listed = np.stack([random.permutation(30) for _ in range(30)])
     rows = np.sort(random.permutation(30)[:20])
-    found = neighbours_within(listed, rows, 5)
+    found = neighbours_within(lambda asked: listed[asked], 30, rows, 5)
     for place, row in enumerate(rows):
         known = [n for n in listed[row] if n in rows and n != row]
         assert rows[found[place]].tolist() == known[:5]
     with pytest.raises(ValueError, match="only 19 neighbours among the training images, and 20"):
-        neighbours_within(listed, rows, 20)
+        neighbours_within(lambda asked: listed[asked], 30, rows, 20)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,51 @@ def test_plain_values_arrays_and_tensors_come_through(tmp_path, number, protocol
     assert repr(found) == repr(value)
 
 
+LARGE = np.random.default_rng(0).normal(size=(2, 300, 500))
+MAPPED = {
+    "array": LARGE,
+    "by columns": np.asfortranarray(LARGE),
+    "tensor": torch.from_numpy(LARGE),
+    "bfloat16": torch.from_numpy(LARGE).bfloat16(),
+    "bool": torch.from_numpy(LARGE > 0).repeat(1, 4, 1),
+    "a view": torch.from_numpy(LARGE)[:, ::2, 3:],
+}
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", MAPPED)
+def test_large_values_are_views_of_the_file_and_are_as_they_were(tmp_path, kind, protocol):
+    value, path = MAPPED[kind], tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps([value, value], protocol))
+    first, second = unpickle(path)
+    assert first is second and type(first) is type(value) and first.dtype == value.dtype
+    assert first.shape == value.shape and bool((first == value).all())
+
+
+@pytest.mark.parametrize("cut", [1, 9, 10**6])
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_a_large_value_that_is_cut_off_is_refused(tmp_path, kind, cut):
+    path = tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps(MAPPED[kind])[:-cut])
+    with pytest.raises(ValueError, match=r"large.pkl' is not a pickle of plain values"):
+        unpickle(path)
+
+
+def test_the_header_of_a_large_tensor_runs_no_code(tmp_path):
+    """Its storage is a pickle within the pickle."""
+
+    class Storage:
+        def __reduce__(self):
+            data = io.BytesIO()
+            torch.save(hostile(tmp_path / "made"), data, _use_new_zipfile_serialization=False)
+            return torch.storage._load_from_bytes, (data.getvalue() + bytes(2**21),)
+
+    (tmp_path / "large.pkl").write_bytes(pickle.dumps(Storage()))
+    with pytest.raises(ValueError, match="it asks for"):
+        unpickle(tmp_path / "large.pkl")
+    assert not (tmp_path / "made").exists()
+
+
 def inside_a_tensor(folder) -> bytes:
     """A pickle whose tensor's bytes are themselves a hostile pickle, as torch.load would run it."""
 
