@@ -285,7 +285,8 @@ def count_images(path: Path) -> int:
 class NeighbourFile:
     """Neighbours on disk: a pickled array or tensor (2, queries, topk), similarities and then indices.
 
-    The file is mapped, and read as far as it is asked for: published ones have a thousand neighbours of a million images.
+    The file is mapped, and read as far as it is asked for: published ones have hundreds of neighbours of a million
+    images.
 
     Args:
         path: the file.
@@ -307,17 +308,18 @@ class NeighbourFile:
                 raise ValueError(f"'{path}' has complex numbers instead of similarities and indices.")
             if found.layout != torch.strided or found.is_quantized:
                 raise ValueError(f"'{path}' has a tensor without plain values, such as a sparse one.")
-            table, kind = found.detach(), str(found.dtype).removeprefix("torch.")
+            table: Tensor | np.ndarray = found.detach()
+            kind = str(found.dtype).removeprefix("torch.")
         else:
             try:
-                table = np.asarray(found)
+                table = array = np.asarray(found)
             except ValueError:
                 raise ValueError(f"'{path}' has lists of different lengths instead of an array.") from None
-            kind = table.dtype.name
+            kind = array.dtype.name
         if tuple(table.shape[:2]) != (2, queries) or table.ndim != 3 or not kind.startswith(NUMBERS):
             raise ValueError(
-                f"'{path}' has {kind} of shape {tuple(table.shape)}; it must be (2, {queries}, neighbours), similarities "
-                "and then indices."
+                f"'{path}' has {kind} of shape {tuple(table.shape)}; it must be (2, {queries}, neighbours), "
+                "similarities and then indices."
             )
         exact = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24}.get(kind, gallery)
         if gallery > exact:

@@ -1,7 +1,7 @@
 """Read pickles from outside without running code: plain values, numpy arrays and torch tensors only.
 
-The file is mapped, and large arrays and tensors are views of it: a file of 20 GB takes no memory until it is read. Arrays
-in pickles of protocol 3 and earlier are copied.
+The file is mapped, and large arrays and tensors are views of it: a file of 20 GB takes no memory until it is read.
+Arrays in pickles of protocol 2 and earlier are copied.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 
 
 def _storage(data: Any) -> Any:
-    """Build the storage of a tensor from a file of torch.save, as it lies in a plain pickle; mapped ones are not read."""
+    """Build the storage of a tensor from the file of torch.save that a plain pickle has; a mapped one is not read."""
     if not isinstance(data, memoryview):
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     file = _Mapped(data)
