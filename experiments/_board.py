@@ -129,7 +129,7 @@ def run_all(board: Board, options: argparse.Namespace) -> None:
             continue
         metrics = json.loads((folder / "metrics.json").read_text())
         board.results.add(name, row.config, metrics, (folder / "queries.csv").read_text())
-        if row.experiment.trains:
+        if (folder / TRAINING).exists():  # what is not trained, or was by an earlier version, has none
             curves.add(board.results.folder, name, seed, json.loads((folder / TRAINING).read_text()))
 
 
@@ -163,6 +163,10 @@ def final_board(board: Board, options: argparse.Namespace) -> Board | None:
         files, lines = [*row.files, options.final], row.lines
         if row.experiment.trains:
             trained = _folder(options, name, seed, row)
+            if not (trained / "metrics.json").is_file():
+                raise ValueError(
+                    f"The final measurement needs the run folder '{trained}', which is gone; run the row again."
+                )
             files, lines = _files_and_lines(str(trained), final.mixed)
             metrics = json.loads((trained / "metrics.json").read_text())
             if metrics["alpha"] is not None:  # chosen on validation, as the weights were

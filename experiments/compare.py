@@ -36,7 +36,6 @@ EXAMPLES = (
     "gin/mamba.gin gin/rwkv.gin gin/peers/chamfer.gin --on gin/boards/*.gin --seeds 0 1 --costs --results results",
     "gin/mamba.gin gin/pairwise.gin --gin gin/protocol/top24.gin --gin gin/protocol/fair.gin --seeds 0 1 2 "
     "--rates 1e-4 3e-4 1e-3 2e-3 --final gin/protocol/final.gin --results results/glyphs-fair",
-    "--finished --results results/glyphs --differences",
 )
 
 

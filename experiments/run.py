@@ -27,7 +27,7 @@ EXAMPLES = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = run_parser("run", __doc__, "<name of the first gin file>", EXAMPLES)
-    parser.add_argument(
+    parser.add_argument_group("how far to run it").add_argument(
         "--train-only", action="store_true", help="train and validate: no test image is looked at, no table is made"
     )
     options = parser.parse_args(arguments)

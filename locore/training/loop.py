@@ -40,6 +40,7 @@ SCHEDULES = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
+CHECKPOINT_SECONDS = 600
 PRECISIONS = ("no", "bf16")
 
 
@@ -59,7 +60,7 @@ class Training:
         grad_accumulation_steps: equal parts that a step's batch is cut into.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         mixed_precision: "no" (float32) or "bf16".
-        validate_every: steps between validations, each followed by a checkpoint.
+        validate_every: steps between validations, each followed by a checkpoint, as are ten minutes without one.
         monitor: the validation metric that decides which weights are kept, the highest value wins; None = the deciding
             metric of the benchmark.
         patience: end the training early, when so many validations in a row have not gained `min_gain`; 0 = never.
@@ -136,7 +137,8 @@ class Training:
     ) -> dict:
         """Train, resuming from `last.safetensors` in the folder; the model ends with its best weights.
 
-        Writes `last.safetensors` and `best.safetensors` after each validation, and scalars for TensorBoard.
+        Writes `last.safetensors` after each validation and every ten minutes, `best.safetensors` after the best
+        validation so far, and scalars for TensorBoard.
 
         Args:
             model: what is trained.
@@ -169,7 +171,10 @@ class Training:
         )
         groups = groups or [{"params": list(model.parameters()), "scale": 1.0}]
         wrapped, optimizer = accelerator.prepare(
-            model, torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+            model,
+            torch.optim.AdamW(
+                groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=torch.cuda.is_available() or None
+            ),
         )
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.ema_decay)) if self.ema_decay else None
         state = saved.restore(folder / "last.safetensors", model, optimizer, average) or saved.fresh()
@@ -180,7 +185,7 @@ class Training:
             )
         if first:
             log.info("Resuming the training after step %d of %d.", first, self.steps)
-        started = time.perf_counter()
+        started = written = time.perf_counter()
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first) if distributed.first() else None
         stream = iter(batches(first))
         try:
@@ -212,20 +217,25 @@ class Training:
                     average.update_parameters(model)
                 history["loss"].append(loss)
                 scalars = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate(step)}
-                if (step + 1) % self.validate_every == 0 or step + 1 == self.steps:
+                validated = (step + 1) % self.validate_every == 0 or step + 1 == self.steps
+                if validated:
                     with _averaged(model, average):
                         metrics = validate()
                         if metrics[monitor] > state["best"]:
                             state["best"] = metrics[monitor]
                             if distributed.first():
                                 safetensors.save(model, folder / "best.safetensors")
-                    state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - started
                     started = time.perf_counter()
                     history["validation"].append({"step": step + 1, "seconds": round(state["seconds"], 1), **metrics})
                     scalars |= {f"validation/{name}": value for name, value in metrics.items()}
+                if validated or time.perf_counter() - written > CHECKPOINT_SECONDS:
+                    state["step"] = step + 1
+                    state["seconds"] += time.perf_counter() - started
+                    started = written = time.perf_counter()
                     if distributed.first():
                         saved.save(folder / "last.safetensors", model, optimizer, state, average)
+                if validated:
                     recent = np.mean(history["loss"][-50:])
                     log.info("step %d: loss %.4f, validation %s", step + 1, recent, _line(metrics))
                 if writer:

@@ -138,6 +138,7 @@ def test_lengths_are_fitted_and_drawn(capsys, tmp_path):
     assert _exponent([10, 20, 40], [3, 12, 48]) == 2
 
 
+@pytest.mark.slow
 def test_a_measured_process_that_is_killed_is_reported():
     spec = {"backbone": "query_attention", "size": "mini", "settings": {}, "layout": (5, 4), "batch": 1}
     with Side(**spec, backward=False, allocator=True, side="encoder") as side:

@@ -8,6 +8,7 @@ import torch
 from small_lists import TRAINING, lists, threes
 
 from locore.reranking import ListwiseReranker, Shortlist
+from locore.training import loop
 from locore.training.init import start_at_share
 from locore.training.lists import Sampling, _dropped, fit_reranker
 from locore.training.loop import Training
@@ -50,6 +51,26 @@ def test_resumed_training_ends_bitwise_as_unbroken(tmp_path, average):
     unbroken = fit(tmp_path / "unbroken", training)
     with pytest.raises(Killed):
         fit(tmp_path / "broken", training, killed_after=2)
+    resumed = fit(tmp_path / "broken", training)
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
+
+
+def test_between_validations_there_are_checkpoints_by_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    training, write, written = replace(TRAINING, validate_every=6), loop.saved.save, []
+
+    def killed_at_the_third(*arguments):
+        write(*arguments)
+        written.append(arguments)
+        if len(written) == 3:
+            raise Killed
+
+    unbroken = fit(tmp_path / "unbroken", training)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.saved, "save", killed_at_the_third)
+        with pytest.raises(Killed):
+            fit(tmp_path / "broken", training)
+    assert written[-1][3]["step"] == 3 and not written[-1][3]["history"]["validation"]
     resumed = fit(tmp_path / "broken", training)
     assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
 
