@@ -50,29 +50,35 @@ def map_at(right: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     return np.sum(_precision(head) * head, axis=1) / np.minimum(positives, k)
 
 
-def average_precision(places: np.ndarray, positives: int) -> float:
-    """Return the trapezoidal average precision of revisitop (Philbin et al. 2007).
+def landmark_metrics(
+    right: np.ndarray, junk: np.ndarray, positives: np.ndarray, ks: Sequence[int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the trapezoidal average precision of revisitop (Philbin et al. 2007) and its mP@k, without junk.
+
+    mP@k is the precision among the first k, or among as many as reach the last right image; 0 where there is none.
 
     Args:
-        places: (R,) ascending places of the right images, from 0.
-        positives: number of positives in the gallery.
+        right: (Q, depth) bool.
+        junk: (Q, depth) bool.
+        positives: (Q,) number of positives in the gallery.
+        ks: depths that count.
+
+    Returns:
+        The average precision (Q,), and the precision (Q,) at each depth.
     """
-    found = np.arange(len(places))
+    queries, depth = right.shape
+    # Of a list a million long only what is right and what is junk is looked at.
+    flat, removed = np.flatnonzero(right & ~junk), np.flatnonzero(junk)
+    rows, places = np.divmod(flat, depth)
+    places -= np.searchsorted(removed, flat) - np.searchsorted(removed, rows * depth)
+    found = np.arange(len(rows)) - np.searchsorted(rows, np.arange(queries))[rows]  # right images before each one
     before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
-    return float(np.sum(before + (found + 1) / (places + 1)) / (2 * positives))
-
-
-def precision_at(places: np.ndarray, k: int) -> float:
-    """Return mP@k of revisitop: precision among the first k, or among as many as reach the last right image.
-
-    Args:
-        places: ascending places of the right images, from 0; none = a precision of 0.
-        k: depth that counts.
-    """
-    if not len(places):
-        return 0.0
-    cut = min(int(places.max()) + 1, k)
-    return float(np.sum(places < cut) / cut)
+    precision = np.bincount(rows, before + (found + 1) / (places + 1), queries) / (2 * positives)
+    last = np.full(queries, -1)
+    last[rows] = places  # in their order, so the last one stays
+    cuts = [np.minimum(last + 1, k) for k in ks]
+    at = [np.bincount(rows, places < cut[rows], queries) / np.maximum(cut, 1) for cut in cuts]
+    return precision, at
 
 
 def _precision(right: np.ndarray) -> np.ndarray:

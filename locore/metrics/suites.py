@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from locore.metrics.retrieval import average_precision, map_at, map_at_r, precision_at, r_precision, recall_at
+from locore.metrics.retrieval import landmark_metrics, map_at, map_at_r, r_precision, recall_at
 
 
 class Suite(Protocol):
@@ -73,11 +73,8 @@ class Revisited:
         return most
 
     def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
-        rows = []
-        for hits, ignored, count in zip(right, junk, positives, strict=True):
-            places = np.flatnonzero(hits[~ignored])
-            rows.append((average_precision(places, int(count)), *(precision_at(places, k) for k in (1, 5, 10))))
-        return dict(zip(("mAP", "mP@1", "mP@5", "mP@10"), np.array(rows).T, strict=True))
+        precision, at = landmark_metrics(right, junk, positives, (1, 5, 10))
+        return dict(zip(("mAP", "mP@1", "mP@5", "mP@10"), (precision, *at), strict=True))
 
 
 @dataclass(frozen=True)
