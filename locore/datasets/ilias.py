@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def _table(folder: Path, file: str, columns: int) -> list[list[str]]:
         text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise missing("ilias", path, folder, SOURCE) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is damaged ({error}); get it again from {SOURCE}.") from error
     rows = [line.split(",") for line in text.split()]
     if not rows or any(len(row) < columns for row in rows):

@@ -104,6 +104,8 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         if distributed.first():
             for protocol, search in searches.items() if experiment.outputs.trec else ():
                 exports.write_trec(folder / "trec", protocol, search, {"global": None, **orders[protocol]}, benchmark)
+            if experiment.outputs.json:
+                exports.write_json(folder / "json", searches[first], {"global": None, **orders[first]}, benchmark)
             outputs.draw(folder, benchmark, searches[first], rankings[first].order, images=experiment.files is None)
     metrics = {
         "benchmark": benchmark.name,

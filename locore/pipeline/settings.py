@@ -235,10 +235,12 @@ class Outputs:
             search, junk among them, each with its similarity. Another experiment reads the file as `Files.shortlists`.
             0 = no file.
         trec: also write rankings and right answers in TREC's formats, into the folder `trec`.
+        json: also write the rankings of the first protocol as ILIAS's evaluation reads them, into the folder `json`.
     """
 
     neighbours: int = 0
     trec: bool = False
+    json: bool = False
 
     def __post_init__(self):
         check_types(self)

@@ -1,4 +1,4 @@
-"""Rankings and right answers in the formats of TREC's tools (trec_eval, ir-measures, ranx)."""
+"""Rankings and right answers in the formats of other tools: TREC's (trec_eval, ir-measures, ranx) and ILIAS's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from locore.datasets.benchmark import Benchmark
 from locore.evaluation.search import Search, reordered
+from locore.utils import files
 from locore.utils.files import write_text
 
 DEPTH = 1000  # places of a ranking
@@ -41,6 +42,27 @@ def write_trec(
             for place, image in enumerate(found[~ignored][:DEPTH], start=1)
         ]
         write_text(folder / f"{name}.{method}.run", "\n".join(lines) + "\n")
+
+
+def write_json(folder: Path, searched: Search, orders: dict[str, Tensor | None], benchmark: Benchmark) -> None:
+    """Write `<method>.json` of each method, `{query: {image: value}}`, as ILIAS's evaluation reads it.
+
+    The values only order the images, from 1 downwards, so that no two are equal.
+
+    Args:
+        folder: of the files.
+        searched: a search.
+        orders: (Q, K) order of each method; None = as searched.
+        benchmark: names the images.
+    """
+    queries, gallery = benchmark.queries.names, benchmark.gallery.names
+    for method, order in orders.items():
+        indices = reordered(searched.neighbours.indices, order)[:, :DEPTH]
+        found = {
+            queries[row]: {gallery[image]: 1 - place / DEPTH for place, image in enumerate(listed)}
+            for row, listed in zip(searched.rows, indices, strict=True)
+        }
+        files.write_json(folder / f"{method}.json", found)
 
 
 def _word(name: str) -> str:

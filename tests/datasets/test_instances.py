@@ -108,9 +108,11 @@ def test_ilias_is_read_and_searched(tmp_path):
     (root / "ilias_core" / "thing_000" / "query" / "Q000_00_bbox.txt").write_text("1 2 3\n")
     with pytest.raises(ValueError, match="its lines are not four numbers"):
         benchmarks.create("ilias", root=str(root))
-    (root / "image_ids" / "distractor_ids.txt.gz").write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match=r"distractor_ids.txt.gz' is damaged"):
-        benchmarks.create("ilias", root=str(root), distractors=str(root), crop=False)
+    compressed = gzip.compress(b"a,b\n" * 100)
+    for damaged in (b"no gzip", compressed[:-12], compressed[:12] + b"\xff" + compressed[13:]):
+        (root / "image_ids" / "distractor_ids.txt.gz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"distractor_ids.txt.gz' is damaged"):
+            benchmarks.create("ilias", root=str(root), distractors=str(root), crop=False)
 
 
 def test_map_at_k_is_scikit_learns_and_distractors_never_raise_it():

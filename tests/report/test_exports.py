@@ -17,6 +17,7 @@ def run(out, *lines):
     settings = [
         *QUICK,
         "Outputs.trec = True",
+        "Outputs.json = True",
         "Model.method = 'chamfer'",
         "Reranking.ensemble = False",
         *lines,
@@ -44,6 +45,10 @@ def test_recall_is_what_their_tools_call_success(tmp_path, method):
     theirs = measured(tmp_path / "run", protocol, method, [Success @ 1, Success @ 10])
     assert theirs["Success@1"] == pytest.approx(metrics[method]["R@1"])
     assert theirs["Success@10"] == pytest.approx(metrics[method]["R@10"])
+    found = json.loads((tmp_path / "run" / "json" / f"{method}.json").read_text())  # names are "class/image.png"
+    first = [query.split("/")[0] == max(values, key=values.get).split("/")[0] for query, values in found.items()]
+    assert 100 * sum(first) / len(first) == pytest.approx(metrics[method]["R@1"])
+    assert all(len(set(values.values())) == len(values) for values in found.values())
 
 
 def test_junk_is_left_out_as_the_protocols_of_landmarks_do(tmp_path):
