@@ -9,6 +9,7 @@ candidates of 48 local descriptors, a global token and SEP, 5,050 tokens. Any re
   --against transformers   the encoder beside the same computation of another package, with the same weights, in turn
                            (RWKV: as much work, not the same result, since their average looks one way);
                            limit_s is the time of the encoder's matrix products alone
+  --table table.md         every row of the supplement's performance table; minutes a row on a CPU
   --lengths 1000 … 20000   time and memory against the number of tokens, with the fitted exponents, as a picture;
                            --backbones longformer mamba … draws several in one
 """
@@ -33,9 +34,11 @@ from experiments._cli import LazyModule, add_gin_options, command_parser, guarde
 from experiments._profiling.side import Side, in_turn
 
 config = LazyModule("experiments._config")
+files = LazyModule("locore.utils.files")
 peers = LazyModule("experiments._profiling.peers")
 pictures = LazyModule("locore.report.pictures")
 registry = LazyModule("backbones.registry")
+supplement = LazyModule("experiments._profiling.supplement")
 
 LANDMARKS = (50, 101)  # tokens a block, images
 LOCAL_DIM, GLOBAL_DIM = 768, 2048  # DINOv2's locals and SuperGlobal's globals
@@ -51,8 +54,11 @@ EXAMPLES = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = command_parser("profile", __doc__, EXAMPLES)
-    add_gin_options(parser)
+    add_gin_options(parser, required=False)
     group = parser.add_argument_group("what is measured")
+    group.add_argument(
+        "--table", type=Path, metavar="FILE", help="every row of the supplement's performance table, as Markdown"
+    )
     group.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
     group.add_argument("--local-dim", default=LOCAL_DIM, type=_count, help=f"of the descriptors (default {LOCAL_DIM})")
     group.add_argument("--one-by-one", action="store_true", help="a candidate a pass, as where images differ in size")
@@ -72,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    if options.table:
+        return _table(options)
+    if not options.gin:
+        raise ValueError("Give --gin with the files of what is profiled, or --table.")
     experiment, _ = config.read_experiment(options.gin, options.set, seed=0)
     model = experiment.model
     spec: dict[str, Any] = {
@@ -96,16 +106,7 @@ def _profile(options: argparse.Namespace) -> int:
     elif options.backward:
         raise ValueError("--backward goes with --against or --lengths: training has its own progress bar and log.")
     else:
-        name = model.name + f" {model.size}" * model.learned
-        of_a_reranker = {
-            "side": "reranker",
-            "gin": options.gin,
-            "set": options.set,
-            "widths": (GLOBAL_DIM, options.local_dim),
-            "whole": False,
-            "one_by_one": options.one_by_one,
-        }
-        result = _cost(name, {**spec, **of_a_reranker}, options)
+        result = _cost(model.name + f" {model.size}" * model.learned, options)
     for name, value in result.items():
         if isinstance(value, dict):
             _print_lengths(name, value)
@@ -116,8 +117,37 @@ def _profile(options: argparse.Namespace) -> int:
     return 0
 
 
-def _cost(name: str, spec: dict, options: argparse.Namespace) -> dict:
-    """What the supplement's benchmark reports, for 100 re-ranked images."""
+def _table(options: argparse.Namespace) -> int:
+    """Write the supplement's table."""
+    if options.gin or options.lengths or options.against or options.backward:
+        raise ValueError("--table has its own rows; leave --gin, --lengths, --against and --backward out.")
+    if not os.access(options.table.absolute().parent, os.W_OK):  # reported before minutes of measuring
+        raise ValueError(f"The table cannot be written to '{options.table}'; give another file.")
+
+    def cost(case: Any) -> dict:
+        measured = {"gin": list(case.gin), "set": [*options.set, *case.lines], **dict(case.measured)}
+        return _cost("", argparse.Namespace(**{**vars(options), **measured}))
+
+    page = supplement.table(cost, options.passes, options.warm_up)
+    files.write_text(options.table, page)
+    print(page)
+    return 0
+
+
+def _cost(name: str, options: argparse.Namespace) -> dict:
+    """What the supplement's benchmark reports of a re-ranker, for 100 re-ranked images."""
+    spec = {
+        "side": "reranker",
+        "layout": options.layout,
+        "batch": options.batch,
+        "backward": False,
+        "allocator": True,
+        "gin": options.gin,
+        "set": options.set,
+        "widths": (GLOBAL_DIM, options.local_dim),
+        "whole": False,
+        "one_by_one": options.one_by_one,
+    }
     with Side(**spec) as side:
         in_turn([side], options.warm_up, options.passes)
         found = side.close()

@@ -1,12 +1,15 @@
 """The profile: what it counts, the peers' agreement, and what is wrong with its arguments."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from backbones import ListLayout, create
+from experiments import profile
+from experiments._config import read_experiment
 from experiments._profiling import peers
 from experiments._profiling.side import Side
 from experiments._profiling.worker import _reranker, flops
@@ -182,3 +185,33 @@ def test_wrong_arguments_get_one_sentence(capsys, arguments, words):
     assert main(["--gin", "gin/longformer.gin", "--layout", "5x3", *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and words in error
+
+
+def test_the_supplements_table_has_every_row_and_says_what_failed(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def cost(_, options):
+        asked["+".join(Path(file).stem for file in options.gin)] = options
+        if "rrt" in options.gin[0]:
+            raise ValueError("it broke")
+        one = {
+            "parameters": 2_500_000,
+            "gflops": 3.0,
+            "latency_mean_s": 0.5,
+            "latency_deviation_s": 0.25,
+            "peak_mb": 40,
+        }
+        return one | ({"parameters": 0, "gflops": None} if "geometric" in options.gin[0] else {})
+
+    monkeypatch.setattr(profile, "_cost", cost)
+    assert main(["--table", str(tmp_path / "table.md"), "--passes", "3"]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert page in capsys.readouterr().out and "3 passes after 10" in page
+    assert "| LOCORE-base | 2.50 | 3.0 | 6.0 | 500.0 ± 250.0 | 40 |" in page
+    assert "| GV | 0.00 |  |  | 500.0 ± 250.0 | 40 |" in page and "| RRT | failed: it broke |" in page
+    assert asked["cvnet+base"].one_by_one and asked["cvnet+base"].layout == (1026, 101)
+    assert not asked["ames+base"].one_by_one and asked["geometric"].set == ["geometric.iterations = 1000"]
+    for name, options in asked.items():  # each is a configuration that can be read
+        assert read_experiment(options.gin, options.set, 0), name
+    assert main(["--table", "table.md", "--gin", "gin/mamba.gin"]) == 2
+    assert main([]) == 2 and "or --table" in capsys.readouterr().err
