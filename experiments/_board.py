@@ -73,7 +73,8 @@ def planned(options: argparse.Namespace, mixed: list[str], folder: Path | None) 
     """Read the rows of a board.
 
     Raises:
-        ValueError: a configuration is wrong, or two rows re-rank different shortlists.
+        ValueError: a configuration is wrong, two rows re-rank different shortlists, or the final measurement would ask
+            the same queries.
     """
     rows: dict[tuple[str, int], Row] = {}
     for given in options.rows:
@@ -84,7 +85,7 @@ def planned(options: argparse.Namespace, mixed: list[str], folder: Path | None) 
                 rows[row_name(given), seed] = row
     (first_name, _), first = next(iter(rows.items()))
     wanted = build.shortlist_settings(first.experiment)
-    for (name, _), row in rows.items():
+    for (name, seed), row in rows.items():
         ours = build.shortlist_settings(row.experiment)
         for what in ours | wanted:
             one, other = ours.get(what), wanted.get(what)
@@ -93,6 +94,8 @@ def planned(options: argparse.Namespace, mixed: list[str], folder: Path | None) 
                     f"'{name}' and '{first_name}' differ in {what}: {one} and {other}; rows of one table re-rank the "
                     "same shortlists."
                 )
+        if options.final and _read([*row.files, options.final], row.lines, seed).experiment.data == row.experiment.data:
+            raise ValueError(f"'{options.final}' changes nothing of the data of '{name}', which is looked at before.")
     folder = folder or Path("results") / first.experiment.data.benchmark
     return Board(BoardResults.read(folder), mixed, rows, {})
 
@@ -152,7 +155,7 @@ def final_board(board: Board, options: argparse.Namespace) -> Board | None:
     """Measure the finished rows of a board on queries that were not looked at; None if a row has failed.
 
     Raises:
-        ValueError: other rows were measured there before, or the queries are those that were looked at.
+        ValueError: other rows were measured there before, or a run folder is gone.
     """
     if board.failed:
         print("Not all rows are finished, so the final measurement waits.", file=sys.stderr)
@@ -174,10 +177,7 @@ def final_board(board: Board, options: argparse.Namespace) -> Board | None:
                 lines = [*lines[:2], "Reranking.ensemble = True", *shares]
             if metrics["gate"] is not None:
                 lines = [*lines, f"Reranking.gate = {metrics['gate']}"]
-        found = _read(files, [*options.set, *lines] if row.experiment.trains else lines, seed)
-        if found.experiment.data == row.experiment.data:
-            raise ValueError(f"'{options.final}' changes nothing of the data of '{name}', which was looked at already.")
-        final.rows[name, seed] = found
+        final.rows[name, seed] = _read(files, [*options.set, *lines] if row.experiment.trains else lines, seed)
     for key, run in final.results.runs.items():
         if key not in final.rows or final.rows[key].config != run.config:
             raise ValueError(
