@@ -290,6 +290,7 @@ def test_distractors_have_files_of_their_own_or_follow_in_the_gallerys(folder, t
         assert ("has none of the distractors" in capsys.readouterr().err) == (status == 2)
 
 
+@pytest.mark.slow
 def test_a_large_gallery_is_rehearsed(folder, tmp_path, capsys):
     data, few = tmp_path / "data", ["Reranking.candidates = 12", "Reranking.window = 8", "Files.locals_per_image = 4"]
     assert extract.main(["--rehearse", str(TRUTH), "--distractors", "30", "--out", str(data)]) == 0
