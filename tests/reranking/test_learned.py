@@ -314,7 +314,9 @@ def test_learned_ones_are_trained_kept_and_loaded(images, tmp_path, method):
     for name, line in (("more", "candidates = 16"), ("twice", f"before = [('{tmp_path / 'run'}', 16)]")):
         assert run(images, tmp_path / name, method, *again, f"Experiment.{line}") == 0
         found.append(json.loads((tmp_path / name / "metrics.json").read_text())["reranked"])
-    assert found[0] == found[1] != metrics["reranked"]
+    assert found[0] == found[1]
+    if method != "r2former":  # which leaves the order as it is
+        assert found[0] != metrics["reranked"]
 
 
 @pytest.mark.parametrize("method", ["superglobal", "chamfer", "geometric"])
