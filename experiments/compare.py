@@ -142,11 +142,16 @@ def _write(board: Any, finished: dict[str, list[Any]], reference: Any, options: 
     folder, costs = board.results.folder, {n: c for n, c in board.results.costs.items() if n in finished}
     metrics = {name: [run.metrics for run in runs] for name, runs in finished.items()}
     made, text, pairs = {}, [board.note], {}
+    gains = {
+        (protocol, metric): differences.gains(finished, metric, protocol)
+        for protocol in tables.protocols(metrics)
+        for metric in (tables.columns(metrics, protocol) if finished else ())
+    }
     for protocol in tables.protocols(metrics):
         front = pareto.front_names(metrics, costs, protocol) if costs else set()
         shown = tables.columns(metrics, protocol) if finished else []
-        gains = differences.gains(finished, shown[-1], protocol) if finished else {}
-        made[protocol] = tables.rows(metrics, board.failed, protocol, costs, front, reference, gains)
+        main = gains.get((protocol, shown[-1])) if finished else None
+        made[protocol] = tables.rows(metrics, board.failed, protocol, costs, front, reference, main)
         heading = f"**{protocol}**\n\n" if len(tables.protocols(metrics)) > 1 else ""
         text.append(heading + tables.markdown(made[protocol]))
         if len(finished) > 1:
@@ -158,7 +163,7 @@ def _write(board: Any, finished: dict[str, list[Any]], reference: Any, options: 
     text.append(curves.at_equal_time(folder, finished))
     if finished:
         text.append(tables.made(metrics, options.command, costs))
-        pictures.comparison(folder / "table.png", metrics)
+        pictures.comparison(folder / "table.png", metrics, gains)
     files.write_text(folder / "table.md", "\n".join(part for part in text if part))
     files.write_text(folder / "table.csv", tables.csv_text(made))
     if options.differences:

@@ -39,13 +39,12 @@ def differences(
     return found
 
 
-def gains(finished: Mapping[str, list[BoardRun]], metric: str, protocol: str) -> dict[str, str]:
-    """Return for each row the 95 % interval of what it gains in a metric over the search, in points as text."""
+def gains(finished: Mapping[str, list[BoardRun]], metric: str, protocol: str) -> dict[str, tuple[float, float]]:
+    """Return for each row the 95 % interval of what it gains in a metric over the search, in points."""
     found = {}
     for row, runs in finished.items():
         gain = _of_runs(runs, protocol, metric) - _of_runs(runs, protocol, f"global {metric}")
-        low, high = interval(gain, runs[0].queries[protocol]["class"])
-        found[row] = f"{low:+.1f} to {high:+.1f}"
+        found[row] = interval(gain, runs[0].queries[protocol]["class"])
     return found
 
 

@@ -170,14 +170,18 @@ def lengths(path: Path, measured: dict[str, dict[str, dict]]) -> None:
     save(figure, path)
 
 
-def comparison(path: Path, finished: dict[str, list[dict]]) -> None:
-    """Draw the rows of a comparison: bars from global to the mean, a dot for each seed, global and oracle as lines.
+def comparison(
+    path: Path, finished: dict[str, list[dict]], gains: dict[tuple[str, str], dict[str, tuple[float, float]]]
+) -> None:
+    """Draw the rows of a comparison: bars from global to the mean with 95 % intervals, a dot for each seed, global and
+    oracle as lines.
 
     A panel shows a metric; of several protocols, the deciding metric of each.
 
     Args:
         path: of the picture.
         finished: metrics of the runs of each row.
+        gains: of a protocol and a metric the interval of each row's gain over global, in points.
     """
     known = protocols(finished)
     first = known[0]
@@ -197,10 +201,13 @@ def comparison(path: Path, finished: dict[str, list[dict]]) -> None:
         start = one["global"][metric]
         axis.barh(names, [mean(v) - start for v in values], left=start, color="#c6dbef")
         for place, dots in enumerate(values):
+            low, high = gains[protocol, metric][names[place]]
+            axis.plot([start + low, start + high], [place, place], color="#08519c", linewidth=1)
             axis.plot(dots, [place] * len(dots), "o", color="#08519c", markersize=5)
         for reference, style in (("global", "--"), ("oracle", ":")):
             axis.axvline(one[reference][metric], linestyle=style, color="0.3", label=reference)
-        everything = [x for v in values for x in v] + [one["global"][metric], one["oracle"][metric]]
+        ends = [start + bound for bounds in gains[protocol, metric].values() for bound in bounds]
+        everything = [x for v in values for x in v] + ends + [one["global"][metric], one["oracle"][metric]]
         margin = 0.1 * (max(everything) - min(everything)) + 0.1
         axis.set(xlim=(min(everything) - margin, max(everything) + margin), title=title)
         axis.set_ylim(len(names) - 0.4, -0.6)  # the first row on top

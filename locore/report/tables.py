@@ -29,7 +29,7 @@ def rows(
     costs: dict[str, dict[str, Any]] | None = None,
     front: Collection[str] = (),
     reference: dict[str, dict[str, str]] | None = None,
-    gains: dict[str, str] | None = None,
+    gains: dict[str, tuple[float, float]] | None = None,
 ) -> list[dict[str, str]]:
     """Return the table of a protocol as text: global, each row, oracle and chance; failed runs last.
 
@@ -40,7 +40,7 @@ def rows(
         costs: of a list under each row, where they were measured.
         front: names of the rows on the Pareto front.
         reference: further columns of some rows, see `read_reference`.
-        gains: of each row the interval of its gain in the deciding metric.
+        gains: of each row the interval of its gain in the deciding metric, in points.
     """
 
     def spread(values: list[float], digits: int = 1) -> str:
@@ -67,7 +67,7 @@ def rows(
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
         main = metrics_shown[-1]
         if gains:
-            row[f"95 % of its gain in {main}"] = gains[name]
+            row[f"95 % of its gain in {main}"] = "{:+.1f} to {:+.1f}".format(*gains[name])
         if "ensemble" in found[0]:
             for n in dict.fromkeys((metrics_shown[0], main)):
                 row[f"ensemble {n}"] = spread([r["ensemble"][n] for r in found])

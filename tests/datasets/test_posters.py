@@ -157,7 +157,8 @@ def test_one_command_from_walls_to_every_protocol(tmp_path, capsys):
         values = [float(row["reranked mAP"]) for row in queries if row["protocol"] == protocol]
         assert 100 * np.mean(values) == pytest.approx(measured["reranked"]["mAP"], abs=1e-2)
         assert tables.rows({"one": [metrics]}, {}, protocol)[1]["mAP"].startswith(f"{100 * np.mean(values):.1f} (")
-    pictures.comparison(tmp_path / "table.png", {"one": [metrics]})
+    gains = {(protocol, "mAP"): {"one": (-1.0, 2.0)} for protocol in metrics["protocols"]}
+    pictures.comparison(tmp_path / "table.png", {"one": [metrics]}, gains)
     assert Image.open(tmp_path / "table.png").width > 1000
 
 
