@@ -97,7 +97,7 @@ def test_weights_that_the_package_carries_fit_their_re_ranker_and_match(path):
     pretrained.start_from(model, pretrained.find("synthetic", backbone, size))
     torch.manual_seed(0)  # of the directions of the whitening
     found = {"search": 0.0, "chamfer": 0.0, "pretrained": 0.0}
-    for number in range(8):
+    for number in range(4):
         lists, labels = draw_lists(8, torch.Generator().manual_seed(900 + number))
         pretraining._whiten(model, lists)
         chamfer, ours = (reranker.rerank(lists).scores for reranker in (rerankers.create("chamfer"), model))

@@ -31,6 +31,7 @@ def test_chance_is_a_half_and_a_perfect_score_is_one():
     assert above_wrong(torch.zeros(1, 4), kinds, LINKED).tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_table_and_goes_on(tmp_path, capsys):
     arguments = ["--steps", "4", "--out", str(tmp_path / "results"), "--runs-folder", str(tmp_path / "runs")]
     assert main(["--backbones", "pairwise", "query_attention", *arguments]) == 0
