@@ -171,13 +171,14 @@ def final_board(board: Board, options: argparse.Namespace) -> Board | None:
                     f"The final measurement needs the run folder '{trained}', which is gone; run the row again."
                 )
             files, lines = _files_and_lines(str(trained), final.mixed)
+            lines = [*options.set, *lines]
             metrics = json.loads((trained / "metrics.json").read_text())
             if metrics["alpha"] is not None:  # chosen on validation, as the weights were
                 shares = [f"Reranking.{part} = {metrics[part]}" for part in ("alpha", "temperature")]
-                lines = [*lines[:2], "Reranking.ensemble = True", *shares]
+                lines = [*lines, "Reranking.ensemble = True", *shares]
             if metrics["gate"] is not None:
                 lines = [*lines, f"Reranking.gate = {metrics['gate']}"]
-        final.rows[name, seed] = _read(files, [*options.set, *lines] if row.experiment.trains else lines, seed)
+        final.rows[name, seed] = _read(files, lines, seed)
     for key, run in final.results.runs.items():
         if key not in final.rows or final.rows[key].config != run.config:
             raise ValueError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from locore.pipeline.train import TRAINING
-from locore.utils.files import write_text
+from locore.utils.files import read_csv, write_csv
 
 RATES = "rates.csv"
 
@@ -36,24 +34,20 @@ class Trial:
     validation: str
 
 
+HEADER = [field.name for field in fields(Trial)]
+
+
 def read(folder: Path) -> list[Trial]:
     """Read the trials of a board; without a file there are none.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / RATES
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="") as file:
-            lines = list(csv.DictReader(file))
-        return [
-            Trial(line["row"], line["rate"], int(line["seed"]), int(line["steps"]), line["config"], line["validation"])
-            for line in lines
-        ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' is damaged ({error!r}); restore or delete it.") from error
+
+    def parse(line: dict[str, str]) -> Trial:
+        return Trial(**{**line, "seed": int(line["seed"]), "steps": int(line["steps"])})  # type: ignore[arg-type]
+
+    return read_csv(folder / RATES, HEADER, parse)
 
 
 def choose(
@@ -79,17 +73,19 @@ def choose(
     Raises:
         ValueError: no rate trains this row.
     """
+    trials = read(folder)
     for rate in rates:
-        known = read(folder)
-        if not any((t.row, t.rate, t.config, t.steps) == (row, rate, config, steps) for t in known):
-            made = train(rate)
-            best = f"{json.loads((made / TRAINING).read_text())['best']:.2f}" if made else ""
-            others = [t for t in known if (t.row, t.rate) != (row, rate)]
-            _write(folder, [*others, Trial(row, rate, seed, steps, config, best)])
-    trials = [t for t in read(folder) if t.row == row and t.rate in rates and t.validation]
-    if not trials:
+        if any((t.row, t.rate, t.config, t.steps) == (row, rate, config, steps) for t in trials):
+            continue
+        made = train(rate)
+        best = f"{json.loads((made / TRAINING).read_text())['best']:.2f}" if made else ""
+        others = [t for t in trials if (t.row, t.rate) != (row, rate)]
+        trials = [*others, Trial(row, rate, seed, steps, config, best)]
+        write_csv(folder / RATES, HEADER, map(asdict, trials))
+    ended = [t for t in trials if t.row == row and t.rate in rates and t.validation]
+    if not ended:
         raise ValueError(f"No trial of '{row}' ended; see the messages above.")
-    return max(trials, key=lambda trial: float(trial.validation)).rate
+    return max(ended, key=lambda trial: float(trial.validation)).rate
 
 
 def described(trials: Sequence[Trial]) -> str:
@@ -102,11 +98,3 @@ def described(trials: Sequence[Trial]) -> str:
         values = ", ".join(f"{trial.rate}: {trial.validation or 'failed'}" for trial in own)
         lines.append(f"- {row}, {own[0].steps} steps: {values}")
     return "\n".join(lines) + "\n"
-
-
-def _write(folder: Path, trials: Sequence[Trial]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Trial)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(trial) for trial in trials)
-    write_text(folder / RATES, text.getvalue())

@@ -294,7 +294,7 @@ class NeighbourFile:
         gallery: number of gallery images.
 
     Raises:
-        ValueError: the file is missing, cannot be read safely, or has another shape.
+        ValueError: the file is missing, cannot be read safely, has another shape, or has the most similar image last.
     """
 
     def __init__(self, path: Path, queries: int, gallery: int):
@@ -324,7 +324,8 @@ class NeighbourFile:
         exact = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24}.get(kind, gallery)
         if gallery > exact:
             raise ValueError(f"'{path}' has too few bits for the indices of {gallery:,} images; save it as float64.")
-        self.path, self.gallery, self._table, self._sorted = path, gallery, table, False
+        self.path, self.gallery, self._table = path, gallery, table
+        self._check_order()
 
     def __len__(self) -> int:
         return self._table.shape[1]
@@ -335,8 +336,6 @@ class NeighbourFile:
         Raises:
             ValueError: an index is not a whole number, names no image, or names one twice.
         """
-        if not self._sorted:
-            self._check_order()
         found = self._part(1, rows)
         indices = found.astype(np.int64)
         if (indices != found).any():
@@ -354,10 +353,8 @@ class NeighbourFile:
         """Return the similarities (M, topk) float32 of some queries.
 
         Raises:
-            ValueError: one is not finite, or the most similar image is last.
+            ValueError: one is not finite.
         """
-        if not self._sorted:
-            self._check_order()
         return self._part(0, rows).astype(np.float32)
 
     def _check_order(self) -> None:
@@ -370,7 +367,6 @@ class NeighbourFile:
                 f"'{self.path}' has similarities that rise along its lists: they are distances, or the best image is "
                 "last. Save similarities, the highest first."
             )
-        self._sorted = True
 
     def _part(self, number: int, rows: np.ndarray) -> np.ndarray:
         """Return some rows of the similarities or of the indices, and release what was read of the file."""

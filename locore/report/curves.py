@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from locore.utils.files import write_text
+from locore.utils.files import read_csv, write_csv
 
 CURVES = "curves.csv"
 HEADER = ("row", "seed", "step", "seconds", "validation")
@@ -29,11 +27,8 @@ def add(folder: Path, row: str, seed: int, training: Mapping[str, Any]) -> None:
         dict(zip(HEADER, map(str, (row, seed, point["step"], point["seconds"], round(point[monitor], 2))), strict=True))
         for point in training["history"]["validation"]
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*(line for line in _read(folder) if (line["row"], line["seed"]) != (row, str(seed))), *own])
-    write_text(folder / CURVES, text.getvalue())
+    others = [line for line in _read(folder) if (line["row"], line["seed"]) != (row, str(seed))]
+    write_csv(folder / CURVES, HEADER, [*others, *own])
 
 
 def at_equal_time(folder: Path, rows: Collection[str]) -> str:
@@ -61,19 +56,5 @@ def _mean(values: list[float | None]) -> str:
 
 
 def _read(folder: Path) -> list[dict[str, str]]:
-    """Read the curves of a board; without a file there are none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = folder / CURVES
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="") as file:
-            lines = [{name: line[name] for name in HEADER} for line in csv.DictReader(file)]
-        if any(None in line.values() for line in lines):
-            raise ValueError("a line is too short")
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"'{path}' is damaged ({error!r}); restore or delete it.") from error
-    return lines
+    """Read the curves of a board; errors as `read_csv`."""
+    return read_csv(folder / CURVES, HEADER, dict)

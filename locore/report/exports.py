@@ -11,7 +11,6 @@ from torch import Tensor
 from locore.datasets.benchmark import Benchmark
 from locore.evaluation.search import Search, reordered
 from locore.utils import files
-from locore.utils.files import write_text
 
 DEPTH = 1000  # places of a ranking
 
@@ -33,7 +32,7 @@ def write_trec(
     lines = [
         f"{queries[row]} 0 {gallery[image]} 1" for row in searched.rows for image in searched.answers.positive[row]
     ]
-    write_text(folder / f"{name}.qrels", "\n".join(lines) + "\n")
+    files.write_text(folder / f"{name}.qrels", "\n".join(lines) + "\n")
     for method, order in orders.items():
         indices, junk = (reordered(x, order) for x in (searched.neighbours.indices, searched.junk))
         lines = [
@@ -41,7 +40,7 @@ def write_trec(
             for row, found, ignored in zip(searched.rows, indices, junk, strict=True)
             for place, image in enumerate(found[~ignored][:DEPTH], start=1)
         ]
-        write_text(folder / f"{name}.{method}.run", "\n".join(lines) + "\n")
+        files.write_text(folder / f"{name}.{method}.run", "\n".join(lines) + "\n")
 
 
 def write_json(folder: Path, searched: Search, orders: dict[str, Tensor | None], benchmark: Benchmark) -> None:

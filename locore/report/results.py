@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from locore.utils.files import atomic, write_text
+from locore.utils.files import atomic, write_csv
 
 RUNS, QUERIES = "runs.csv", "queries.npz"
 METHODS = ("global", "reranked", "ensemble", "gated", "oracle", "chance")
+COUNTS = ("queries", "gate_opens")  # of a protocol, beside its metrics
 COSTS = ("ms", "mb", "gflops", "stored")  # of a list on one machine, see `experiments.compare --costs`
 FIELDS = ("parameters", "descriptor_bytes", "candidates", "alpha", "temperature", "latency_ms", "peak_memory_mb")
 
@@ -97,11 +98,7 @@ class BoardResults:
         _write_queries(self.folder / QUERIES, self.runs)
         lines = [_line(run, self.costs.get(run.row)) for run in self.runs.values()]
         header = list(dict.fromkeys(name for line in lines for name in line))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        write_text(self.folder / RUNS, text.getvalue())
+        write_csv(self.folder / RUNS, header, lines)
 
     def finished(self, rows: Iterable[str] | None = None) -> dict[str, list[BoardRun]]:
         """Return the runs by row, in the order of `rows`; None = all rows as they came."""
@@ -130,9 +127,7 @@ def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: metrics.get(name) for name in names}
     kept["seconds"] = {name: value for name, value in metrics["seconds"].items() if name == "training"}
     kept["protocols"] = {
-        protocol: {
-            name: value for name, value in measured.items() if name in (*METHODS, "shown", "queries", "gate_opens")
-        }
+        protocol: {name: value for name, value in measured.items() if name in (*METHODS, *COUNTS, "shown")}
         for protocol, measured in metrics["protocols"].items()
     }
     return kept
@@ -147,7 +142,7 @@ def _line(run: BoardRun, costs: dict[str, Any] | None) -> dict[str, Any]:
     line["training_s"] = metrics["seconds"].get("training", "")
     line["shown"] = " ".join(next(iter(metrics["protocols"].values()))["shown"])
     for protocol, measured in metrics["protocols"].items():
-        line |= {f"{protocol}: {name}": measured[name] for name in ("queries", "gate_opens") if name in measured}
+        line |= {f"{protocol}: {name}": measured[name] for name in COUNTS if name in measured}
         for method in (method for method in METHODS if method in measured):
             line |= {f"{protocol}: {method} {name}": value for name, value in measured[method].items()}
     if costs:
@@ -166,7 +161,7 @@ def _metrics(line: Mapping[str, str]) -> dict[str, Any]:
         if not name or value == "":
             continue
         measured = protocols.setdefault(protocol, {"shown": line["shown"].split()})
-        if name in ("queries", "gate_opens"):
+        if name in COUNTS:
             measured[name] = _number(value)
         else:
             method, _, metric = name.partition(" ")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
+
+Parsed = TypeVar("Parsed")
 
 ABANDONED = 24 * 3600  # seconds
 UMASK = os.umask(0o022)
@@ -78,6 +83,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write lines as comma-separated values, atomically; a line without a column leaves it empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path, header: Sequence[str], parse: Callable[[dict[str, str]], Parsed]) -> list[Parsed]:
+    """Read the lines that `write_csv` wrote; without a file there are none.
+
+    Args:
+        path: the file.
+        header: the columns.
+        parse: makes of a line what is returned.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="") as file:
+            lines = [{name: line[name] for name in header} for line in csv.DictReader(file)]
+        if any(None in line.values() for line in lines):
+            raise ValueError("a line is too short")
+        return [parse(line) for line in lines]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' is damaged ({error!r}); restore or delete it.") from error
 
 
 def check_cache() -> None:
