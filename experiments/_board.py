@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import shlex
-import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments import _config as config
 from experiments import _rates as rates
-from experiments._cli import sentence
+from experiments._jobs import Job, run_jobs
 from locore.pipeline import build, settings
 from locore.pipeline.train import TRAINING
 from locore.report import curves
@@ -116,39 +113,53 @@ def finished_board(options: argparse.Namespace, mixed: list[str], folder: Path |
 
 def run_all(board: Board, options: argparse.Namespace) -> None:
     """Run what the results folder does not have, and add it there."""
-    for (name, seed), planned in list(board.rows.items()):
-        try:
-            row = _at_its_rate(board, name, seed, options) if options.rates and planned.experiment.trains else planned
-        except ValueError as error:
-            board.failed[f"{name}, seed {seed}"] = sentence(error)
-            continue
-        board.rows[name, seed] = row
-        known = board.results.runs.get((name, seed))
-        if known and known.config == row.config:
-            continue
-        folder = _folder(options, name, seed, row)
-        if why := run_command(_command(name, seed, row, folder)):
-            board.failed[f"{name}, seed {seed}"] = why
+    if options.rates:
+        _choose_rates(board, options)
+    known = board.results.runs
+    missing = [key for key, row in board.rows.items() if key not in known or known[key].config != row.config]
+    missing = [key for key in missing if _said(*key) not in board.failed]
+    folders = [_folder(options, name, seed, board.rows[name, seed]) for name, seed in missing]
+    jobs = [_job(*key, board.rows[key], folder) for key, folder in zip(missing, folders, strict=True)]
+    for place, failure in run_jobs(jobs, options.jobs):
+        (name, seed), folder = missing[place], folders[place]
+        if failure:
+            board.failed[_said(name, seed)] = failure
             continue
         metrics = json.loads((folder / "metrics.json").read_text())
-        board.results.add(name, row.config, metrics, (folder / "queries.csv").read_text())
+        board.results.add(name, board.rows[name, seed].config, metrics, (folder / "queries.csv").read_text())
         if (folder / TRAINING).exists():  # what is not trained, or was by an earlier version, has none
             curves.add(board.results.folder, name, seed, json.loads((folder / TRAINING).read_text()))
 
 
-def _at_its_rate(board: Board, name: str, seed: int, options: argparse.Namespace) -> Row:
-    """Return a row at the learning rate that short trainings choose; finished ones are not repeated."""
-    row, first = board.rows[name, seed], options.seeds[0]
-    planned = _read(row.files, row.lines, first)
-    steps = max(1, round(TRIAL * row.experiment.training.steps))
-
-    def train(rate: str) -> Path | None:
-        trial = _read(row.files, [*row.lines, f"Training.learning_rate = {rate}", f"Training.steps = {steps}"], first)
-        folder = _folder(options, f"{name}-rate{rate}", first, trial)
-        return None if run_command([*_command(name, first, trial, folder), "--train-only"]) else folder
-
-    rate = rates.choose(board.results.folder, name, planned.config, first, steps, options.rates, train)
-    return _read(row.files, [*row.lines, f"Training.learning_rate = {rate}"], seed)
+def _choose_rates(board: Board, options: argparse.Namespace) -> None:
+    """Give each learned row the learning rate that short trainings choose; finished ones are not repeated."""
+    first, folder = options.seeds[0], board.results.folder
+    learned = {name: row for (name, seed), row in board.rows.items() if seed == first and row.experiment.trains}
+    steps = {name: max(1, round(TRIAL * row.experiment.training.steps)) for name, row in learned.items()}
+    tried = {(t.row, t.rate, t.config, t.steps) for t in rates.read(folder)}
+    missing, jobs = [], []
+    for name, row in learned.items():
+        for rate in options.rates:
+            if (name, rate, row.config, steps[name]) in tried:
+                continue
+            lines = [f"Training.learning_rate = {rate}", f"Training.steps = {steps[name]}"]
+            trial = _read(row.files, [*row.lines, *lines], first)
+            made = _folder(options, f"{name}-rate{rate}", first, trial)
+            job = _job(f"{name} at {rate}", first, trial, made)
+            missing.append((name, rate, made))
+            jobs.append(replace(job, command=[*job.command, "--train-only"]))
+    for place, failure in run_jobs(jobs, options.jobs):
+        name, rate, made = missing[place]
+        best = "" if failure else f"{json.loads((made / TRAINING).read_text())['best']:.2f}"
+        rates.add(folder, rates.Trial(name, rate, first, steps[name], learned[name].config, best))
+    trials = rates.read(folder)
+    for (name, seed), row in list(board.rows.items()):
+        if name not in learned:
+            continue
+        if rate := rates.best(trials, name, options.rates):
+            board.rows[name, seed] = _read(row.files, [*row.lines, f"Training.learning_rate = {rate}"], seed)
+        else:
+            board.failed[_said(name, seed)] = f"No trial of '{name}' ended; see the messages above."
 
 
 def final_board(board: Board, options: argparse.Namespace) -> Board | None:
@@ -220,31 +231,12 @@ def _folder(options: argparse.Namespace, name: str, seed: int, row: Row) -> Path
     return options.runs / f"{name}-seed{seed}-{row.config[:8]}"
 
 
-def _command(name: str, seed: int, row: Row, folder: Path) -> list[str]:
-    """Return the command of a run, and print it."""
+def _said(name: str, seed: int) -> str:
+    return f"{name}, seed {seed}"
+
+
+def _job(name: str, seed: int, row: Row, folder: Path) -> Job:
     command = [sys.executable, "-m", "experiments.run", "--seed", str(seed), "--out", str(folder)]
     command += [part for file in row.files for part in ("--gin", file)]
     command += [part for line in row.lines for part in ("--set", line)]
-    print(f"{name}, seed {seed}: {shlex.join(command)}", file=sys.stderr)
-    return command
-
-
-def run_command(command: list[str]) -> str | None:
-    """Run a command with its progress shown; returns the last line of its stderr if it failed."""
-    # Behind a pipe, rich has to be told that a person is watching, or its bars stand still until they are full.
-    watched = {"TTY_COMPATIBLE": "1", "TTY_INTERACTIVE": "1"} if sys.stderr.isatty() else {}
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, **watched}
-    )
-    last, line = b"", bytearray()
-    assert process.stderr is not None
-    while byte := process.stderr.read(1):
-        sys.stderr.buffer.write(byte)
-        sys.stderr.buffer.flush()
-        if byte in b"\r\n":
-            last = bytes(line).strip() or last
-            line.clear()
-        else:
-            line += byte
-    last = bytes(line).strip() or last
-    return None if process.wait() == 0 else f"exit status {process.returncode}, {last.decode(errors='replace')}"
+    return Job(_said(name, seed), command, folder.with_name(f"{folder.name}.log"))

@@ -94,6 +94,13 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def job_count(text: str) -> int:
+    """Parse how many runs there are at a time."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of runs, at least 1")
+    return int(text)
+
+
 def rate_text(text: str) -> str:
     """Check a learning rate, and return it as it was written."""
     try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from locore.pipeline.train import TRAINING
 from locore.utils.files import read_csv, write_csv
 
 RATES = "rates.csv"
@@ -50,42 +48,19 @@ def read(folder: Path) -> list[Trial]:
     return read_csv(folder / RATES, HEADER, parse)
 
 
-def choose(
-    folder: Path,
-    row: str,
-    config: str,
-    seed: int,
-    steps: int,
-    rates: Sequence[str],
-    train: Callable[[str], Path | None],
-) -> str:
-    """Return the rate with the highest validation, after trials of those that have none yet.
+def add(folder: Path, trial: Trial) -> None:
+    """Keep a trial among those of a board, in place of an earlier one of the same row and rate."""
+    others = [t for t in read(folder) if (t.row, t.rate) != (trial.row, trial.rate)]
+    write_csv(folder / RATES, HEADER, map(asdict, [*others, trial]))
 
-    Args:
-        folder: of the board, where the trials are kept.
-        row: name of the row.
-        config: hash of its configuration.
-        seed: of the trials.
-        steps: of a trial.
-        rates: as they are written in a gin file.
-        train: given a rate, runs a trial; returns its folder, None if the training failed.
 
-    Raises:
-        ValueError: no rate trains this row.
+def best(trials: Sequence[Trial], row: str, rates: Sequence[str]) -> str | None:
+    """Return the one of these rates that has the highest validation in trials of a row; None if none ended.
+
+    Of equal ones it is the first, in whatever order the trials have ended.
     """
-    trials = read(folder)
-    for rate in rates:
-        if any((t.row, t.rate, t.config, t.steps) == (row, rate, config, steps) for t in trials):
-            continue
-        made = train(rate)
-        best = f"{json.loads((made / TRAINING).read_text())['best']:.2f}" if made else ""
-        others = [t for t in trials if (t.row, t.rate) != (row, rate)]
-        trials = [*others, Trial(row, rate, seed, steps, config, best)]
-        write_csv(folder / RATES, HEADER, map(asdict, trials))
-    ended = [t for t in trials if t.row == row and t.rate in rates and t.validation]
-    if not ended:
-        raise ValueError(f"No trial of '{row}' ended; see the messages above.")
-    return max(ended, key=lambda trial: float(trial.validation)).rate
+    ended = {trial.rate: float(trial.validation) for trial in trials if trial.row == row and trial.validation}
+    return max((rate for rate in rates if rate in ended), key=ended.__getitem__, default=None)
 
 
 def described(trials: Sequence[Trial]) -> str:

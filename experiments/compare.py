@@ -16,11 +16,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments._cli import LazyModule, command_parser, guarded, rate_text, seed_number, sentence, typed_command
+from experiments._cli import (
+    LazyModule,
+    command_parser,
+    guarded,
+    job_count,
+    rate_text,
+    seed_number,
+    sentence,
+    typed_command,
+)
 
 board_rows = LazyModule("experiments._board")
 costs_module = LazyModule("experiments._profiling.costs")
@@ -68,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="let all rows re-rank a random list in turn, in processes that are alive at once, for what they cost\n"
         "and a picture of quality against cost (pareto.png)",
     )
+    group.add_argument(
+        "--jobs", type=job_count, default=1, metavar="N",
+        help="runs at a time, which share the cores and the GPUs and write logs beside their folders (default 1)",
+    )  # fmt: skip
     group.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders (default: runs/compare)")
     group = parser.add_argument_group("results")
     group.add_argument(
@@ -78,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--latex", action="store_true", help="also write table.tex")
     options = parser.parse_args(arguments)
     options.command = typed_command("compare", arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends its runs too, as Ctrl-C does
     return guarded(lambda: _compare(options))
 
 

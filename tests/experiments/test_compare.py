@@ -2,6 +2,8 @@
 
 import csv
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from small_inputs import QUICK, write_glyphs
 
 import locore
-from experiments import _board, compare, run
+from experiments import _jobs, compare, run
 from experiments import _rates as rates
 from experiments._config import read_experiment, same_run
 from experiments._profiling import costs
@@ -27,7 +29,7 @@ def run_here(command):
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(_board, "run_command", run_here)
+    monkeypatch.setattr(_jobs, "run_command", run_here)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def results(folder) -> BoardResults:
 
 
 def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypatch, capsys):
-    in_a_process, commands = _board.run_command, []
+    in_a_process, commands = _jobs.run_command, []
 
     def watched(command):
         commands.append(command)
@@ -55,7 +57,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
             return in_a_process([sys.executable, "-c", "import sys; sys.exit('error: it broke')"])
         return run_here(command)
 
-    monkeypatch.setattr(_board, "run_command", watched)
+    monkeypatch.setattr(_jobs, "run_command", watched)
     assert compare.main(arguments) == 1
     assert len(commands) == 2
     table = (tmp_path / "results" / "table.md").read_text()
@@ -122,7 +124,7 @@ def test_what_cannot_be_measured_leaves_the_tables(arguments, tmp_path, monkeypa
     assert compare.main([arguments[0], *arguments[2:], "--costs"]) == 1
     assert "were not measured: it broke" in capsys.readouterr().err
     assert "| good |" in (tmp_path / "results" / "table.md").read_text()
-    monkeypatch.setattr(_board, "run_command", lambda _: "it broke")
+    monkeypatch.setattr(_jobs, "run_command", lambda _: "it broke")
     assert compare.main([arguments[1], *arguments[2:], "--costs"]) == 1
     assert "| bad, seed 0 |" in (tmp_path / "results" / "table.md").read_text()
 
@@ -184,7 +186,7 @@ def test_a_table_of_what_is_finished_runs_nothing(arguments, tmp_path, monkeypat
     folder = tmp_path / "results"
     assert compare.main([arguments[0], *arguments[2:], "--seeds", "0", "1"]) == 0
     before = {name: (folder / name).read_text() for name in ("table.md", "table.csv")}
-    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_jobs, "run_command", lambda _: pytest.fail("something was run"))
     assert compare.main(["--finished", "--results", str(folder)]) == 0
     after = {name: (folder / name).read_text() for name in before}
     assert after["table.csv"] == before["table.csv"]
@@ -222,7 +224,7 @@ def test_a_run_of_before_a_setting_came_is_the_same_where_it_is_at_its_default()
 
 
 def test_rows_that_cannot_be_compared_end_it_before_the_first_run(arguments, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_jobs, "run_command", lambda _: pytest.fail("something was run"))
     (tmp_path / "bad.gin").write_text("Extractor.image_size = 48\n")
     lines = [arguments.index(part) for part in arguments if part == "Extractor.image_size = 32"]
     del arguments[lines[0] - 1 : lines[0] + 1]
@@ -249,7 +251,7 @@ def test_two_backbones_are_compared_on_the_same_queries():
 
 
 def test_a_wrong_name_ends_it_before_the_first_run(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(_board, "run_command", lambda _: pytest.fail("something was run"))
+    monkeypatch.setattr(_jobs, "run_command", lambda _: pytest.fail("something was run"))
     assert compare.main([*arguments, "--set", "Model.size = 'tinny'"]) == 2
     assert "did you mean 'tiny'" in capsys.readouterr().err
 
@@ -321,6 +323,51 @@ def test_each_row_gets_the_rate_that_validates_best_and_is_measured_once_at_the_
     assert "has a final measurement of other rows" in capsys.readouterr().err
     assert compare.main([*fair[:-1], str(tmp_path / "work.gin")]) == 2
     assert "changes nothing of the data of 'good'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_runs_at_a_time_give_the_same_table_and_end_with_the_command(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "experiments.compare", *arguments, "--rates", "1e-3", "3e-3", "--jobs"]
+    assert subprocess.run([*command, "1"], capture_output=True).returncode == 0
+    before, trials = results(tmp_path / "results").runs, rates.read(tmp_path / "results")
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "runs")
+    killed = subprocess.Popen([*command, "2"], stderr=subprocess.PIPE, text=True)
+    started = [killed.stderr.readline() for _ in range(2)]
+    assert all("started, see" in line for line in started)
+    killed.terminate()
+    assert "the same command resumes" in killed.communicate()[1]
+    assert subprocess.run([*command, "2"], capture_output=True).returncode == 0
+    after = results(tmp_path / "results").runs
+    assert {key: run.metrics["protocols"] for key, run in after.items()} == {
+        key: run.metrics["protocols"] for key, run in before.items()
+    }
+    assert {*rates.read(tmp_path / "results")} == {*trials} and len(trials) == 4
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_job_that_fails_is_told_with_its_last_message(at_once, tmp_path):
+    commands = ["print('well')", "import sys; print('first', file=sys.stderr); sys.exit('error: it broke')", "1"]
+    jobs = [
+        _jobs.Job(f"job {n}", [sys.executable, "-c", command], tmp_path / f"{n}.log")
+        for n, command in enumerate(commands)
+    ]
+    assert dict(_jobs.run_jobs(jobs, at_once)) == {0: None, 1: "exit status 1, error: it broke", 2: None}
+
+
+def test_jobs_at_a_time_share_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(_jobs.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(_jobs.os, "cpu_count", lambda: 6)
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    shown = (
+        "import os, sys; sys.stderr.write(' '.join(os.environ[n] for n in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')))"
+    )
+    jobs = [_jobs.Job(str(n), [sys.executable, "-c", shown], tmp_path / f"{n}.log") for n in range(3)]
+    assert dict(_jobs.run_jobs(jobs, 3)) == {0: None, 1: None, 2: None}
+    assert [(tmp_path / f"{n}.log").read_text() for n in range(3)] == ["2 0", "2 1", "2 0"]
 
 
 def test_the_final_measurement_waits_for_every_row(arguments, tmp_path, here, capsys):
