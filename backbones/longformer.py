@@ -43,7 +43,7 @@ class LongformerAttention(nn.Module):
         mixed = window_attention(query, key, value, window)
         query = rearrange(self.query_global(x[:, window.index]), "b g (h d) -> b h g d", h=self.heads)
         key, value = heads(self.key_global, self.value_global)
-        rows = F.scaled_dot_product_attention(query, key, value, window.keys)
+        rows = F.scaled_dot_product_attention(query, key, value, window.keys, dropout_p=window.dropout)
         mixed, rows = (rearrange(t, "b h t d -> b t h d") for t in (mixed, rows))
         mixed = rearrange(mixed.index_copy(1, window.index, rows.to(mixed.dtype)), "b t h d -> b t (h d)")
         # A masked token gathers nothing, as published: its score comes from its own embedding.
@@ -86,6 +86,7 @@ class Longformer(SequenceEncoder):
         window: tokens, both sides together.
         expansion: feed-forward width over D.
         dropout: of each residual branch.
+        attention_dropout: of the attention weights.
     """
 
     def __init__(
@@ -96,11 +97,14 @@ class Longformer(SequenceEncoder):
         window: int = 64,
         expansion: float = 4,
         dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= attention_dropout < 1:
+            raise ValueError(f"longformer.attention_dropout {attention_dropout} must be in [0, 1).")
         if window < 2 or window % 2:
             raise ValueError(f"longformer.window {window} must be even and at least 2.")
-        self.hidden_size, self.reach = width, window // 2
+        self.hidden_size, self.reach, self.attention_dropout = width, window // 2, attention_dropout
         self.layers = nn.ModuleList(
             LongformerLayer(width, heads, int(width * expansion), dropout) for _ in range(depth)
         )
@@ -109,7 +113,7 @@ class Longformer(SequenceEncoder):
         is_global = layout.sep(tokens.device)
         is_global[layout.query] = True
         is_global = F.pad(is_global, (0, tokens.shape[1] - layout.tokens))
-        window = Window.plan(mask, is_global, self.reach)
+        window = Window.plan(mask, is_global, self.reach, self.attention_dropout if self.training else 0.0)
         for layer in self.layers:
             tokens = self.run(layer, tokens, window)
         return tokens

@@ -135,6 +135,9 @@ def _choose_rates(board: Board, options: argparse.Namespace) -> None:
     """Give each learned row the learning rate that short trainings choose; finished ones are not repeated."""
     first, folder = options.seeds[0], board.results.folder
     learned = {name: row for (name, seed), row in board.rows.items() if seed == first and row.experiment.trains}
+    for name, row in learned.items():
+        if row.experiment.training.epochs is not None:
+            raise ValueError(f"--rates shortens Training.steps; leave Training.epochs of '{name}' out.")
     steps = {name: max(1, round(TRIAL * row.experiment.training.steps)) for name, row in learned.items()}
     tried = {(t.row, t.rate, t.config, t.steps) for t in rates.read(folder)}
     missing, jobs = [], []

@@ -23,7 +23,7 @@ from locore.pipeline.build import count_parameters, weights_fingerprint
 from locore.pipeline.embedding import Embedding
 from locore.pipeline.extraction import Extraction
 from locore.pipeline.pretraining import Pretraining
-from locore.pipeline.settings import Data, Experiment, Model, Outputs, Reranking
+from locore.pipeline.settings import HELD_OUT, Data, Experiment, Model, Outputs, Reranking
 from locore.reranking.reranker import rerankers
 from locore.training.embedder import Finetuning
 from locore.training.lists import Sampling
@@ -62,8 +62,8 @@ def settings_of(name: str) -> dict[str, Any]:
     return SETTINGS[name]() if name in SETTINGS else {}
 
 
-def _data(benchmark: str = "glyphs", asked: str = "all") -> Data:
-    return Data(benchmark, settings_of(benchmark), asked)
+def _data(benchmark: str = "glyphs", asked: str = "all", validation: str = HELD_OUT) -> Data:
+    return Data(benchmark, settings_of(benchmark), asked, validation)
 
 
 data = _bind(_data, "Data")

@@ -41,6 +41,8 @@ def _run(options: argparse.Namespace) -> int:
         layout = settings.plan(experiment).layout
         print(text)
         print(f"Sequence: {layout.images} images x {layout.block} tokens = {layout.tokens} tokens")
+        if experiment.model.learned:
+            print(f"Start of the weights: {experiment.model.start_name}")
         print(f"Parameters: {config.count_parameters(experiment):,}")
         return 0
     with run_folder(options, Path(options.gin[0]).stem, text, "last.safetensors") as (folder, finished):

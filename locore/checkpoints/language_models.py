@@ -17,6 +17,10 @@ from locore.reranking.weights_file import WEIGHTS
 from locore.utils import safetensors
 
 NOT_USED = r"embeddings\.(word_embeddings|position_ids|token_type_ids)|pooler\.|lm_head\.|cls\."
+PUBLISHED = {  # by the last part of the folder's name
+    "longformer-base-4096": "allenai/longformer-base-4096",
+    "roberta-tiny-cased": "haisongzhang/roberta-tiny-cased",
+}
 SEP, PAD = 2, 1  # RoBERTa's rows of the word table, unless its config says others
 
 
@@ -87,8 +91,11 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
         path = folder / WEIGHTS
         return safetensors.state_dict(path if path.exists() else folder / "pytorch_model.bin"), config
     except FileNotFoundError as error:
+        where = f" from https://huggingface.co/{PUBLISHED[folder.name]}" if folder.name in PUBLISHED else ""
         raise ValueError(
-            f"There is no language model in '{folder}': '{error.filename}' is missing; get config.json and weights."
+            f"There is no language model in '{folder}': '{Path(error.filename).name}' is missing. Download config.json "
+            f"and model.safetensors or pytorch_model.bin{where} to this folder, or start at random, which every table "
+            'then says: --set "Model.language_model = None".'
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"The language model in '{folder}' is damaged ({error}).") from error

@@ -14,6 +14,7 @@ from backbones.registry import Registry
 from locore.metrics.suites import MetricLearning, Suite
 
 RIGHT, WRONG, JUNK = 1, 0, -1  # an image as an answer
+USUAL = MetricLearning()
 NOBODY = -1  # class of an image of which no class is known
 benchmarks: Registry[Benchmark] = Registry("benchmark", "locore.datasets", "locore.benchmarks")
 
@@ -222,7 +223,7 @@ class Benchmark:
         train: ImageSet,
         test: ImageSet,
         max_queries: int | None = None,
-        ks: tuple[int, ...] = (1, 10, 100),
+        suite: Suite = USUAL,
     ) -> Benchmark:
         """Build a benchmark in which every test image with a second one of its class is a query for the others.
 
@@ -231,7 +232,7 @@ class Benchmark:
             train: training images.
             test: test images, which are both queries and gallery.
             max_queries: use a fixed random draw of so many queries; None = all.
-            ks: of the recalls R@k.
+            suite: the metrics.
 
         Raises:
             ValueError: no test class has two images.
@@ -250,5 +251,5 @@ class Benchmark:
             gallery=test,
             protocols={"all": Relevance.from_labels(queries.labels, test.labels, index)},
             self_index=index,
-            suite=MetricLearning(ks),
+            suite=suite,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from locore.datasets._metric_learning import check_counts, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
+from locore.metrics.suites import MetricLearning
 
 SOURCE = "https://www.kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder"
 
@@ -27,4 +28,4 @@ def cars196(root: str, download: bool = False, max_queries: int | None = None) -
     train, test = packaged("cars196", Cars196, Path(root).expanduser(), download, SOURCE)
     check_counts("cars196", "train", train, 8_054, 98)
     check_counts("cars196", "test", test, 8_131, 98)
-    return Benchmark.leave_one_out("cars196", train, test, max_queries, ks=(1, 2, 4, 8))
+    return Benchmark.leave_one_out("cars196", train, test, max_queries, MetricLearning((1, 2, 4, 8)))

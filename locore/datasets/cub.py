@@ -9,6 +9,7 @@ import numpy as np
 
 from locore.datasets._metric_learning import check_counts, missing, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
+from locore.metrics.suites import MetricLearning
 
 SOURCE = "https://www.vision.caltech.edu/datasets/cub_200_2011"
 
@@ -34,7 +35,7 @@ def cub(root: str, download: bool = False, crop: bool = False, max_queries: int 
         train, test = (images.cut(_boxes(folder, images.names)) for images in (train, test))
     check_counts("cub", "train", train, 5_864, 100)
     check_counts("cub", "test", test, 5_924, 100)
-    return Benchmark.leave_one_out("cub", train, test, max_queries, ks=(1, 2, 4, 8))
+    return Benchmark.leave_one_out("cub", train, test, max_queries, MetricLearning((1, 2, 4, 8), as_published=True))
 
 
 def _boxes(root: Path, wanted: Sequence[str]) -> np.ndarray:

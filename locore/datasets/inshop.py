@@ -54,7 +54,8 @@ def inshop(root: str, crop: bool = False, max_queries: int | None = None) -> Ben
     drawn = np.random.default_rng(0).permutation(len(queries))[:max_queries]
     asked = queries.subset(np.sort(drawn))
     answers = Relevance.from_labels(asked.labels, gallery.labels)
-    return Benchmark("inshop", train, asked, gallery, {"all": answers}, suite=MetricLearning((1, 10, 20, 30)))
+    suite = MetricLearning((1, 10, 20, 30), as_published=True)
+    return Benchmark("inshop", train, asked, gallery, {"all": answers}, suite=suite)
 
 
 def _table(root: Path, name: str, folders: tuple[str, ...], columns: int) -> list[list[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from locore.datasets._metric_learning import check_counts, packaged
 from locore.datasets.benchmark import Benchmark, benchmarks
+from locore.metrics.suites import MetricLearning
 
 SOURCE = "https://cvgl.stanford.edu/projects/lifted_struct"
 
@@ -29,4 +30,6 @@ def sop(root: str, download: bool = False, max_queries: int | None = None) -> Be
     train, test = packaged("sop", StanfordOnlineProducts, Path(root).expanduser(), download, SOURCE)
     check_counts("sop", "train", train, 59_551, 11_318)
     check_counts("sop", "test", test, 60_502, 11_316)
-    return Benchmark.leave_one_out("sop", train, test, max_queries, ks=(1, 10, 100, 1000))
+    return Benchmark.leave_one_out(
+        "sop", train, test, max_queries, MetricLearning((1, 10, 100, 1000), as_published=True)
+    )

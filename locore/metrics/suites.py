@@ -41,9 +41,11 @@ class MetricLearning:
 
     Attributes:
         ks: of the recalls.
+        as_published: also mAP@R as LOCORE's published code counts it, "mAP@R+1": R counts the query itself too.
     """
 
     ks: tuple[int, ...] = (1, 10, 100)
+    as_published: bool = False
 
     main = "mAP@R"
 
@@ -52,13 +54,14 @@ class MetricLearning:
         return (*(f"R@{k}" for k in self.ks[:2]), "mAP@R")
 
     def depth(self, positives: np.ndarray, most: int) -> int:
-        return max(min(max(self.ks, default=0), most), int(positives.max()))
+        return max(min(max(self.ks, default=0), most), min(int(positives.max()) + self.as_published, most))
 
     def __call__(self, right: np.ndarray, junk: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray]:
         return {
             **{f"R@{k}": recall_at(right, k) for k in self.ks},
             "mAP@R": map_at_r(right, positives),
             "R-precision": r_precision(right, positives),
+            **({"mAP@R+1": map_at_r(right, positives + 1)} if self.as_published else {}),
         }
 
 

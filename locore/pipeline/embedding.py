@@ -13,7 +13,7 @@ from locore.descriptors.cross_fit import FITTED_ON, WHOLE, halves
 from locore.descriptors.extractor import Extractor
 from locore.evaluation.search import Search
 from locore.metrics.bootstrap import interval
-from locore.pipeline.settings import Data
+from locore.pipeline.settings import HELD_OUT, Data
 from locore.report import pictures
 from locore.report.text import bounds, text_row
 from locore.training.embedder import Finetuning
@@ -44,6 +44,8 @@ class Embedding:
 
     def __post_init__(self):
         check_types(self)
+        if self.data.validation != HELD_OUT:
+            raise ValueError("experiments.embed validates on held-out classes; leave Data.validation out.")
         _ = self.extractor.sizes
 
     def count_parameters(self) -> int:
@@ -62,12 +64,7 @@ def run_embedding(embedding: Embedding, folder: Path, seed: int, config: str) ->
 
     Returns:
         The metrics, as `metrics.json` holds them.
-
-    Raises:
-        ValueError: several processes were launched.
     """
-    if distributed.count() > 1:
-        raise ValueError("These losses compare all images of a batch; launch experiments.embed in one process.")
     stage, training = Stages(), embedding.training
     with stage("benchmark"):
         benchmark = embedding.data.load()
@@ -82,8 +79,10 @@ def run_embedding(embedding: Embedding, folder: Path, seed: int, config: str) ->
         work = folder / Path(file).stem
         embedder, state = embedding.finetuning.fit(embedding.extractor.embedder(), images, training, work, seed)
         stage.seconds[f"training {work.name}"] = round(state["seconds"], 1)
-        pictures.training(work / "training.png", state["history"])
-        embedder.save(folder / file)
+        if distributed.first():
+            pictures.training(work / "training.png", state["history"])
+            embedder.save(folder / file)
+        distributed.wait()
     with stage("evaluation"):
         weights = {"before": embedding.extractor.weights, "trained": str(folder / WHOLE)}
         searches = {name: _search(embedding, benchmark, each) for name, each in weights.items()}
@@ -100,7 +99,8 @@ def run_embedding(embedding: Embedding, folder: Path, seed: int, config: str) ->
         "seconds": stage.seconds,
         **provenance(seed, config),
     }
-    files.write_json(folder / "metrics.json", metrics)
+    if distributed.first():
+        files.write_json(folder / "metrics.json", metrics)
     return metrics
 
 

@@ -27,7 +27,7 @@ from locore.pipeline.build import (
     descriptor_widths,
     with_windows_and_stages,
 )
-from locore.pipeline.settings import CHOSEN, Experiment, embedder_metrics, plan
+from locore.pipeline.settings import BENCHMARK, CHOSEN, Experiment, embedder_metrics, plan
 from locore.pipeline.train import Learned, choose_ensemble, choose_gate, learn, search_without_training
 from locore.report import exports
 from locore.reranking import Ensemble, Gate, ListwiseReranker, Reranker, StandardisedEnsemble, Windows
@@ -70,11 +70,12 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
             experiment.data.training_images(benchmark)
         )  # report what is missing before the search
     with stage("shortlists"):
-        given = experiment.files.neighbours_of_queries(benchmark, (queries, gallery)) if experiment.files else None
+        given = _given(experiment, benchmark, queries, gallery)
         searches = build_searches(experiment, benchmark, queries, gallery, given)
     learned = Learned(None, None, None, None)
     if experiment.trains:
-        learned = learn(experiment, experiment.data.training_images(benchmark), folder, seed, stage)
+        images = experiment.data.training_images(benchmark)
+        learned = learn(experiment, images, folder, seed, stage, next(iter(searches.values())))
     if learned.extractor:  # the shortlists stay, but their images are described by the trained network
         gallery, queries = (learned.extractor.extract(x) for x in (benchmark.gallery, benchmark.queries))
         searches = {p: replace(s, queries=queries, gallery=gallery) for p, s in searches.items()}
@@ -109,6 +110,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
             outputs.draw(folder, benchmark, searches[first], rankings[first].order, images=experiment.files is None)
     metrics = {
         "benchmark": benchmark.name,
+        "start": experiment.model.start_name,
         "backbone": model.spec["encoder"] if isinstance(model, ListwiseReranker) else experiment.model.method,
         "candidates": depth,
         "protocol": first,
@@ -142,9 +144,13 @@ def train_experiment(experiment: Experiment, folder: str | Path, seed: int = 0) 
     Raises:
         ValueError: nothing is trained, or the benchmark has no training images.
     """
-    images = experiment.data.training_images(_load_benchmark(experiment))
+    benchmark, searched = _load_benchmark(experiment), None
+    if experiment.data.validation == BENCHMARK:
+        queries, gallery = _describe_benchmark(experiment, benchmark)
+        given = _given(experiment, benchmark, queries, gallery)
+        searched = next(iter(build_searches(experiment, benchmark, queries, gallery, given).values()))
     alone = replace(experiment, reranking=replace(experiment.reranking, ensemble=False))
-    learn(alone, images, Path(folder), seed, Stages())
+    learn(alone, experiment.data.training_images(benchmark), Path(folder), seed, Stages(), searched)
 
 
 def _descriptor_bytes(queries: SearchedTable, reranker: Reranker) -> int:
@@ -158,6 +164,11 @@ def _descriptor_bytes(queries: SearchedTable, reranker: Reranker) -> int:
 def _load_benchmark(experiment: Experiment) -> Benchmark:
     """Load the benchmark; report before any image is described that it cannot serve this experiment."""
     benchmark = experiment.data.load()
+    if experiment.trains and experiment.data.validation == BENCHMARK and not benchmark.validation:
+        raise ValueError(
+            f"Data.validation = '{BENCHMARK}' needs a benchmark that is for validation, such as gldv2.part = 'public'; "
+            f"the queries of '{benchmark.name}' are a test."
+        )
     if experiment.trains:
         _check_embedder(experiment, experiment.data.training_images(benchmark))
     elif (
@@ -188,6 +199,13 @@ def _describe_benchmark(experiment: Experiment, benchmark: Benchmark) -> tuple[S
     if experiment.files:
         return experiment.files.tables(benchmark)
     return describe(experiment, benchmark.queries)[0], describe(experiment, benchmark.gallery)[0]
+
+
+def _given(
+    experiment: Experiment, benchmark: Benchmark, queries: SearchedTable, gallery: SearchedTable
+) -> Neighbours | None:
+    """Return the shortlists that come from a file; None = they are searched."""
+    return experiment.files.neighbours_of_queries(benchmark, (queries, gallery)) if experiment.files else None
 
 
 def _reranker(experiment: Experiment, learned: Learned, queries: SearchedTable, seed: int) -> Reranker:

@@ -28,6 +28,7 @@ RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "list", "kept_loc
 DTYPES = ("float32", "bfloat16")
 CHOSEN = "chosen"  # of Reranking.gate
 ASKED = ("all", "even", "odd")
+HELD_OUT, BENCHMARK, NOTHING = VALIDATIONS = ("held-out classes", "benchmark", "none")
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,21 @@ class Data:
         settings: arguments of the benchmark.
         asked: the classes whose images are queries: "all", or "even" or "odd" for every second one. Work looks at one
             half, and the other is kept for a final measurement.
+        validation: what a training is validated on, and what the ensemble is chosen on: "held-out classes" = a tenth of
+            the training classes, which are not trained on; "benchmark" = the queries of this benchmark, which has to
+            be one for validation, as the public part of `gldv2` is; "none" = nothing: the last weights are kept.
     """
 
     benchmark: str = "glyphs"
     settings: Mapping[str, Any] = field(default_factory=dict)
     asked: str = "all"
+    validation: str = HELD_OUT
 
     def __post_init__(self):
         check_types(self)
-        if self.asked not in ASKED:
-            raise ValueError(f"Unknown Data.asked '{self.asked}'{suggest(self.asked, ASKED)}")
+        for name, known in (("asked", ASKED), ("validation", VALIDATIONS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Unknown Data.{name} '{value}'{suggest(value, known)}")
         benchmarks.check(self.benchmark, **self.settings)
 
     def load(self) -> Benchmark:
@@ -146,6 +152,13 @@ class Model:
     def learned(self) -> bool:
         """Whether it has weights."""
         return self.listwise or is_learned(self.method)
+
+    @property
+    def start_name(self) -> str:
+        """What the weights start from, as tables show it: "random", the name of other weights, or "" without any."""
+        if not self.learned:
+            return ""
+        return Path(self.checkpoint or (self.listwise and self.language_model) or self.start or "random").name
 
     @property
     def name(self) -> str:
@@ -292,6 +305,10 @@ class Experiment:
             embedder_metrics(Path(self.embedder))
             weights = str(Path(self.embedder) / WHOLE)
             object.__setattr__(self, "extractor", replace(self.extractor, weights=weights))
+        if self.embedder_lr_scale and self.data.validation == BENCHMARK:
+            raise ValueError(
+                f"Data.validation = '{BENCHMARK}' needs fixed descriptors; leave Experiment.embedder_lr_scale at 0."
+            )
         if self.files and self.trains and not self.files.train_global:
             raise ValueError(
                 "Experiment.files have no descriptors of training images; give Files.train_global and train_local, or "
@@ -302,6 +319,17 @@ class Experiment:
                 "The descriptors of Experiment.files are fixed; leave Experiment.embedder_lr_scale and Sampling.views "
                 "out."
             )
+        if self.trains and self.data.validation == NOTHING:
+            chosen = {
+                "Reranking.ensemble": self.reranking.ensemble and self.reranking.alpha is None,
+                "Reranking.gate": self.reranking.gate == CHOSEN,
+                "Training.patience": self.training.patience > 0,
+                "Training.monitor": self.training.monitor is not None,
+            }
+            if asked := [name for name, needed in chosen.items() if needed]:
+                raise ValueError(
+                    f"{asked[0]} needs a validation, and Data.validation is '{NOTHING}'; change one of them."
+                )
         if self.outputs.neighbours and self.outputs.neighbours < self.reranking.depth:
             raise ValueError(
                 f"Outputs.neighbours = {self.outputs.neighbours} are fewer than the {self.reranking.depth} candidates; "

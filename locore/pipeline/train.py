@@ -21,7 +21,17 @@ from locore.descriptors.online import OnlineTable
 from locore.descriptors.table import Rows, SearchedTable
 from locore.evaluation.search import Search
 from locore.pipeline.build import LearnedReranker, batch_of_lists, build_reranker, describe
-from locore.pipeline.settings import CHOSEN, LISTWISE, RESIDUAL_HEAD, Experiment, Model, Reranking, plan
+from locore.pipeline.settings import (
+    BENCHMARK,
+    CHOSEN,
+    HELD_OUT,
+    LISTWISE,
+    RESIDUAL_HEAD,
+    Experiment,
+    Model,
+    Reranking,
+    plan,
+)
 from locore.pipeline.validation import held_out, validation_search
 from locore.report import pictures
 from locore.reranking import Ensemble, Gate, ListwiseReranker, Reranker, StandardisedEnsemble
@@ -111,7 +121,14 @@ def train_reranker(
     return found.eval()
 
 
-def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, stage: Stages) -> Learned:
+def learn(
+    experiment: Experiment,
+    images: ImageSet,
+    folder: Path,
+    seed: int,
+    stage: Stages,
+    searched: Search | None = None,
+) -> Learned:
     """Train the re-ranker of an experiment, resuming an interrupted training in `folder`.
 
     Args:
@@ -120,6 +137,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         folder: of checkpoints and weights.
         seed: of the weights at the start and of everything random.
         stage: times the stages.
+        searched: the benchmark's own search, for `Data.validation` = "benchmark".
     """
     if not experiment.trains:
         raise ValueError(f"'{experiment.model.method}' has nothing to train; give a learned re-ranker.")
@@ -133,7 +151,10 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         others = [describe(experiment, View(images, number), in_training=True)[0] for number in views]
     with stage("training lists"):
         lists, validation, fitted, validating = _training_lists(experiment, train, images, made_by)
-    experiment.training.check_monitor(validation.metrics(None))
+        if experiment.data.validation == BENCHMARK:
+            validation = searched
+    if validation:
+        experiment.training.check_monitor(validation.metrics(None))
     model = build_reranker(experiment, seed)
     if experiment.model.whitening is not None:
         known = len(lists.descriptors)
@@ -150,6 +171,7 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         lists = replace(lists, descriptors=OnlineTable(embedder, experiment.extractor, fitted))
 
     def described_now() -> Search:
+        assert validation is not None
         if not embedder:
             return validation
         table = OnlineTable(embedder, experiment.extractor, validating).all()
@@ -157,13 +179,15 @@ def learn(experiment: Experiment, images: ImageSet, folder: Path, seed: int, sta
         return replace(validation, queries=replace(validation.queries, table=table), gallery=table)
 
     def validate() -> dict[str, float]:
-        reranked = _rerank_pass(experiment, described_now(), model)
-        return {n: 100 * float(v.mean()) for n, v in validation.metrics(reranked.order).items()}
+        search = described_now()
+        reranked = _rerank_pass(experiment, search, model)
+        return {n: 100 * float(v.mean()) for n, v in search.metrics(reranked.order).items()}
 
     with stage("training"):
         scale = experiment.embedder_lr_scale
-        main, settings = validation.suite.main, experiment.training
-        state = fit_reranker(model.to(device), lists, settings, validate, folder, seed, embedder, scale, main)
+        settings = experiment.training
+        main, checked = (validation.suite.main, validate) if validation else ("", None)
+        state = fit_reranker(model.to(device), lists, settings, checked, folder, seed, embedder, scale, main)
     stage.seconds["training"] = round(state["seconds"], 1)
     extractor = replace(experiment.extractor, weights=str(folder / WHOLE)) if embedder else None
     if distributed.first():
@@ -270,10 +294,14 @@ def neighbours_within(
 
 def _training_lists(
     experiment: Experiment, descriptors: SearchedTable, images: ImageSet, made_by: np.ndarray
-) -> tuple[Lists, Search, Subset, Subset]:
-    """Return lists of nine tenths of the classes, a search that validates, and the images of both."""
+) -> tuple[Lists, Search | None, Subset, Subset]:
+    """Return the lists, a search of held-out classes that validates, and the images of both.
+
+    Where held-out classes do not validate, all are trained on, and there is no such search.
+    """
     labels, reranking = images.labels, experiment.reranking
-    held = held_out(labels, made_by, reranking.candidates)
+    holds_out = experiment.data.validation == HELD_OUT
+    held = held_out(labels, made_by, reranking.candidates) if holds_out else np.zeros(len(labels), dtype=bool)
     rows = np.flatnonzero(~held)
     count, depth = experiment.sampling.sizes(reranking.pass_size)
     if experiment.sampling.hard_negatives:
@@ -296,7 +324,9 @@ def _training_lists(
         neighbours[own] = own[search_neighbours(vectors, vectors, depth, np.arange(len(own))).indices]
     # A vision model in training describes what validates anew each time.
     searched = held if experiment.embedder_lr_scale else made_by == 0
-    validation, gallery = validation_search(images, descriptors, held, searched, reranking.candidates)
+    validation, gallery = None, rows[:0]
+    if holds_out:
+        validation, gallery = validation_search(images, descriptors, held, searched, reranking.candidates)
     lists = Lists(
         Rows(descriptors, torch.from_numpy(rows)), neighbours, images.subset(rows).judged, count, experiment.sampling
     )

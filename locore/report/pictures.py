@@ -91,10 +91,11 @@ def training(path: Path, history: dict) -> None:
     left.plot(np.arange(window, len(loss) + 1), smooth, color="#2166ac")
     left.set(xlabel="step", ylabel=f"loss (line: mean of {window})", ylim=(0, None))
     steps = [point["step"] for point in history["validation"]]
-    for name in (n for n in history["validation"][0] if n not in ("step", "seconds")):
+    for name in (n for n in history["validation"][0] if n not in ("step", "seconds")) if steps else ():
         right.plot(steps, [point[name] for point in history["validation"]], marker="o", label=name)
     right.set(xlabel="step", ylabel="validation, %", ylim=(0, 100))
-    right.legend()
+    if steps:
+        right.legend()
     for axis in (left, right):
         axis.grid(alpha=0.3)
     save(figure, path)

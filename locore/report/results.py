@@ -15,6 +15,7 @@ import numpy as np
 from locore.utils.files import atomic, write_csv
 
 RUNS, QUERIES = "runs.csv", "queries.npz"
+NAMES = ("commit", "machine", "benchmark", "backbone", "start")
 METHODS = ("global", "reranked", "ensemble", "gated", "oracle", "chance")
 COUNTS = ("queries", "gate_opens")  # of a protocol, beside its metrics
 COSTS = ("ms", "mb", "gflops", "stored")  # of a list on one machine, see `experiments.compare --costs`
@@ -123,7 +124,7 @@ def parse_queries(text: str) -> QueryMetrics:
 
 def _shown(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of a run's metrics what tables need."""
-    names = ("benchmark", "backbone", "seed", "machine", "commit", *FIELDS)
+    names = (*NAMES, "seed", *FIELDS)
     kept = {name: metrics.get(name) for name in names}
     kept["seconds"] = {name: value for name, value in metrics["seconds"].items() if name == "training"}
     kept["protocols"] = {
@@ -137,7 +138,7 @@ def _line(run: BoardRun, costs: dict[str, Any] | None) -> dict[str, Any]:
     """Return the line of a run in `runs.csv`."""
     metrics = run.metrics
     line = {"row": run.row, "seed": metrics["seed"], "config": run.config}
-    line |= {name: metrics[name] for name in ("commit", "machine", "benchmark", "backbone")}
+    line |= {name: metrics[name] for name in NAMES}
     line |= {name: "" if metrics[name] is None else metrics[name] for name in FIELDS}
     line["training_s"] = metrics["seconds"].get("training", "")
     line["shown"] = " ".join(next(iter(metrics["protocols"].values()))["shown"])
@@ -152,7 +153,7 @@ def _line(run: BoardRun, costs: dict[str, Any] | None) -> dict[str, Any]:
 
 def _metrics(line: Mapping[str, str]) -> dict[str, Any]:
     """Return the metrics of a line of `runs.csv`."""
-    found: dict[str, Any] = {name: line[name] for name in ("commit", "machine", "benchmark", "backbone")}
+    found: dict[str, Any] = {name: line.get(name, "") for name in NAMES}  # earlier files have no start
     found |= {name: _number(line.get(name, "")) for name in (*FIELDS, "seed")}  # earlier files have fewer
     found["seconds"] = {"training": _number(line["training_s"])} if line["training_s"] else {}
     protocols: dict[str, dict[str, Any]] = {}
@@ -194,6 +195,8 @@ def _write_queries(path: Path, runs: Mapping[tuple[str, int], BoardRun]) -> None
     first = next(iter(runs.values()))
     for protocol, columns in first.queries.items():
         for name, own in columns.items():
+            if not all(name in run.queries[protocol] for run in runs.values()):  # of another version
+                continue
             if own.dtype.kind != "f":
                 arrays[f"{protocol}/{name}"] = own
                 continue

@@ -65,6 +65,8 @@ def rows(
         for n in metrics_shown:
             gain = mean(r["reranked"][n] - r["global"][n] for r in found)
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
+        if runs[0]["parameters"]:
+            row["start"] = runs[0].get("start", "")
         main = metrics_shown[-1]
         if gains:
             row[f"95 % of its gain in {main}"] = "{:+.1f} to {:+.1f}".format(*gains[name])

@@ -186,7 +186,8 @@ class ListEmbedding(nn.Module):
             numbers = matches.of_locals(among, None if places is None else places[:, 1:]).to(local.dtype)
             local = torch.cat([local[:, :1], local[:, 1:] + self.match_of_local(numbers)], dim=1)
             of_image = self.match_of_image(matches.of_images(among).to(local.dtype))
-        parts = [local, self.sep.expand(*real.shape[:2], 1, -1).to(local.dtype)]
+        sep = self.sep + 0 * self.pad  # whether or not a candidate is missing, every weight has a gradient
+        parts = [local, sep.expand(*real.shape[:2], 1, -1).to(local.dtype)]
         real = F.pad(real, (0, 1), value=True)
         if self.global_token:
             token = self.global_(both("global_descriptor"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from locore.evaluation.embeddings import evaluate_embeddings
 from locore.training.loop import Training
 from locore.utils import distributed
 from locore.utils.prefetch import ahead
-from locore.utils.progress import track
 
 HELD_OUT = 0.1  # share of the classes that validates
 PCA_IMAGES = 2000  # that the projection of locals is estimated from
@@ -129,7 +128,7 @@ class Finetuning:
         embedder.network.load_state_dict(start.network.state_dict())
         embedder.network.set_grad_checkpointing(training.gradient_checkpointing)
         fitted, validating = self.split(images, training.batch_size)
-        device = distributed.device()
+        training, device = training.over(len(fitted)), distributed.device()
         learner = Learner(self, embedder, fitted.labels).to(device)
         own = [p for name, p in embedder.named_parameters() if not name.startswith("network.")]
         groups = [
@@ -146,8 +145,12 @@ class Finetuning:
             return {name: 100 * float(values.mean()) for name, values in metrics.items()}
 
         def load(step: int) -> tuple[Tensor, Tensor]:
+            """Read this process's images of a step; the labels are those of all."""
             rows = self.batch(fitted.labels, training.batch_size, step, seed)
-            inputs = self._load(embedder, fitted, rows, step, seed) if pooled[0] is None else pooled[0][rows]
+            places = distributed.share(np.arange(len(rows)))
+            inputs = (
+                self._load(embedder, fitted, rows, places, step, seed) if pooled[0] is None else pooled[0][rows[places]]
+            )
             return inputs, torch.from_numpy(learner.number[rows])
 
         def batches(first: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -195,9 +198,16 @@ class Finetuning:
         rows = [random.permutation(np.flatnonzero(labels == label)) for label in chosen]
         return np.concatenate([np.resize(each, self.images_per_class) for each in rows])
 
-    def _load(self, embedder: Embedder, images: ImageSet, rows: np.ndarray, step: int, seed: int) -> Tensor:
-        random = np.random.default_rng((seed, step, 3))
-        return embedder.input([self._augmented(images.image(int(row)), random) for row in rows])
+    def _load(
+        self, embedder: Embedder, images: ImageSet, rows: np.ndarray, places: np.ndarray, step: int, seed: int
+    ) -> Tensor:
+        """Read the images at some places of a batch; what is random follows from the place."""
+        return embedder.input(
+            [
+                self._augmented(images.image(int(rows[place])), np.random.default_rng((seed, step, 3, place)))
+                for place in places
+            ]
+        )
 
     def _augmented(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """Crop a random share of the image, nearly in its proportions, and maybe mirror it."""
@@ -230,9 +240,14 @@ class Learner(nn.Module):
         embedder.network.requires_grad_(not settings.freeze_backbone)
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of images (N, 3, H, W), or of features (N, C) that were pooled before, with labels (N,)."""
+        """Return the loss of a batch.
+
+        Args:
+            inputs: images (n, 3, H, W), or features (n, C) that were pooled before: this process's share.
+            labels: (N,) of the images of all processes, which the loss compares.
+        """
         embed = self.embedder.from_pooled if self.settings.pooled_once else self.embedder
-        found = embed(inputs)
+        found = distributed.joined(embed(inputs))
         return self.loss(found, labels, self.miner(found, labels) if self.miner else None)
 
     def train(self, mode: bool = True) -> Learner:
@@ -247,7 +262,7 @@ class Learner(nn.Module):
 @torch.no_grad()
 def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
     """Return the embedder with a projection of the last map's cells to their first `dim` principal components."""
-    maps = [embedder.maps(batch)[1] for batch in _batches(embedder, images)]
+    maps = _described(embedder, images, lambda batch: embedder.maps(batch)[1])
     cells = torch.cat([rearrange(each, "n c h w -> (n h w) c") for each in maps])
     _, vectors = torch.linalg.eigh(cells.T.double().cov())
     first = vectors.flip(1)[:, :dim].T.float()
@@ -259,21 +274,22 @@ def with_locals(embedder: Embedder, images: ImageSet, dim: int) -> Embedder:
 
 def embed(embedder: Embedder, images: ImageSet) -> Tensor:
     """Describe all images, (N, Dg)."""
-    return torch.cat([embedder(batch) for batch in _batches(embedder, images)])
+    return torch.cat(_described(embedder, images, embedder))
 
 
 def pool(embedder: Embedder, images: ImageSet) -> Tensor:
     """Pool the features of all images, (N, C)."""
-    with torch.no_grad():
-        return torch.cat([embedder.pool(embedder.maps(batch)[0]) for batch in _batches(embedder, images)])
+    return torch.cat(_described(embedder, images, lambda batch: embedder.pool(embedder.maps(batch)[0])))
 
 
-def _batches(embedder: Embedder, images: ImageSet) -> Iterator[Tensor]:
+@torch.no_grad()
+def _described(embedder: Embedder, images: ImageSet, describe: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Apply a function to all images in batches, which processes share."""
     device = next(embedder.parameters()).device
     parts = [range(i, min(i + IMAGES, len(images))) for i in range(0, len(images), IMAGES)]
-    loaded = ahead(lambda part: embedder.input([images.image(i) for i in part]), parts)
-    for _ in track(parts, "describing"):
-        yield next(loaded).to(device)
+    loaded = ahead(lambda part: embedder.input([images.image(i) for i in part]), distributed.share(parts))
+    found = distributed.spread(lambda _: describe(next(loaded).to(device)).cpu(), parts, "describing")
+    return [each.to(device) for each in found]
 
 
 def _sides(area: float, shape: float) -> tuple[float, float]:

@@ -216,7 +216,7 @@ def fit_reranker(
     model: ListwiseReranker | PairwiseReranker,
     lists: Lists,
     training: Training,
-    validate: Validate,
+    validate: Validate | None,
     folder: Path,
     seed: int,
     embedder: Embedder | None = None,
@@ -229,7 +229,7 @@ def fit_reranker(
         model: the re-ranker, on its device.
         lists: the training lists.
         training: settings of the loop.
-        validate: returns the validation metrics by name.
+        validate: returns the validation metrics by name; None = the last weights are kept.
         folder: of the checkpoints.
         seed: of everything that is random.
         embedder: the vision model of the lists' descriptors, trained as well (RRT's second setting: Tan et al. 2021,
@@ -247,7 +247,7 @@ def fit_reranker(
             {"params": list(model.parameters()), "scale": 1.0},
             {"params": list(embedder.parameters()), "scale": embedder_lr_scale},
         ]
-    device, sampling = distributed.device(), lists.sampling
+    device, sampling, training = distributed.device(), lists.sampling, training.over(len(lists.asking))
     # Lists from disk are read ahead, and wait for a GPU in the memory of the computer.
     read, waiting = (ahead, torch.device("cpu")) if on_disk(lists.descriptors) else (map, device)
 

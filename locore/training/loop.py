@@ -9,23 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
 from backbones.registry import suggest
 from backbones.settings import check_types
 from locore.training import state as saved
+from locore.training import trackers
 from locore.utils import distributed, safetensors
 from locore.utils.progress import track
 
@@ -50,6 +50,7 @@ class Training:
 
     Attributes:
         steps: optimizer steps.
+        epochs: passes over all queries or images, which take the place of `steps`; None = `steps` says how long it is.
         batch_size: lists a step; for global descriptors, images a step.
         learning_rate: the highest one.
         warmup_steps: steps of linear rise.
@@ -65,9 +66,12 @@ class Training:
             metric of the benchmark.
         patience: end the training early, when so many validations in a row have not gained `min_gain`; 0 = never.
         min_gain: of the monitored metric over the best value so far, in points, which counts as a gain.
+        trackers: names of trackers that accelerate knows, such as "wandb" and "mlflow", which get the scalars that
+            TensorBoard gets; their packages are installed by the user.
     """
 
     steps: int = 300
+    epochs: float | None = None
     batch_size: int = 24
     learning_rate: float = 1e-3
     warmup_steps: int = 50
@@ -82,6 +86,7 @@ class Training:
     monitor: str | None = None
     patience: int = 0
     min_gain: float = 0.2
+    trackers: Sequence[str] = ()
 
     def __post_init__(self):
         check_types(self)
@@ -91,9 +96,12 @@ class Training:
         for name in ("steps", "batch_size", "validate_every", "grad_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Training.{name} = {getattr(self, name)} must be at least 1.")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"Training.epochs = {self.epochs} must be above 0, or None.")
         for name in ("learning_rate", "warmup_steps", "weight_decay", "patience", "min_gain"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Training.{name} = {getattr(self, name)} must be finite and not negative.")
+        trackers.check(self.trackers)
         if not self.max_grad_norm > 0:
             raise ValueError(f"Training.max_grad_norm = {self.max_grad_norm} must be above 0.")
         if not 0 <= self.ema_decay < 1:
@@ -115,6 +123,12 @@ class Training:
         progress = (step - self.warmup_steps) / max(self.steps - self.warmup_steps, 1)
         return self.learning_rate * SCHEDULES[self.schedule](progress)
 
+    def over(self, queries: int) -> Training:
+        """Return the training on so many queries or images: its steps are those that `epochs` take."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=max(1, round(self.epochs * queries / self.batch_size)), epochs=None)
+
     def stalled(self, values: Iterable[float]) -> bool:
         """Return whether the last `patience` values of the monitored metric have gained nothing that counts."""
         if not self.patience:
@@ -129,7 +143,7 @@ class Training:
         model: nn.Module,
         batches: Batches,
         losses: Losses,
-        validate: Validate,
+        validate: Validate | None,
         folder: Path,
         seed: int,
         groups: list[dict] | None = None,
@@ -138,14 +152,14 @@ class Training:
         """Train, resuming from `last.safetensors` in the folder; the model ends with its best weights.
 
         Writes `last.safetensors` after each validation and every ten minutes, `best.safetensors` after the best
-        validation so far, and scalars for TensorBoard.
+        validation so far (without validation, at the end), and scalars for TensorBoard.
 
         Args:
             model: what is trained.
             batches: given the first step, yields one batch a step from there on.
             losses: given the model and a batch, yields the loss of each of its `grad_accumulation_steps` parts; their
                 sum is the loss of the step.
-            validate: returns the validation metrics by name.
+            validate: returns the validation metrics by name; None = there is none, and the last weights are kept.
             folder: of the checkpoints.
             seed: of everything that is random.
             groups: parameter groups of AdamW, each with a "scale" of the learning rate; None = all parameters alike.
@@ -153,7 +167,7 @@ class Training:
 
         Returns:
             "history" (the "loss" of each step, the "validation" metrics with their step and the seconds until then),
-            "best", the highest value of `monitor`, and "seconds" of training.
+            "best", the highest value of `monitor` (None without validation), and "seconds" of training.
 
         Raises:
             ValueError: the loss is not finite, or the checkpoint is damaged or belongs to another model.
@@ -164,10 +178,12 @@ class Training:
                 f"Training.batch_size {self.batch_size} cannot be cut into {parts} equal parts for each of "
                 f"{distributed.count()} processes."
             )
-        # Not every batch reaches every weight: the vector of a missing descriptor, for instance.
-        spread = DistributedDataParallelKwargs(find_unused_parameters=True)
+        unused = distributed.count() > 1 and _leaves_weights_out(model, losses, batches)
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=self.mixed_precision, kwargs_handlers=[spread]
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=self.mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+            project_config=ProjectConfiguration(logging_dir=str(folder)),
         )
         groups = groups or [{"params": list(model.parameters()), "scale": 1.0}]
         wrapped, optimizer = accelerator.prepare(
@@ -186,7 +202,8 @@ class Training:
         if first:
             log.info("Resuming the training after step %d of %d.", first, self.steps)
         started = written = time.perf_counter()
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first) if distributed.first() else None
+        accelerator.log_with = trackers.described(self.trackers, folder, first)
+        accelerator.init_trackers(trackers.PROJECT, trackers.settings(asdict(self)), {"wandb": {"name": folder.name}})
         stream = iter(batches(first))
         try:
             for step in track(range(first, self.steps), "training", self.steps, first):
@@ -217,19 +234,21 @@ class Training:
                     average.update_parameters(model)
                 history["loss"].append(loss)
                 scalars = {"loss": loss, "gradient_norm": norm, "learning_rate": self.rate(step)}
-                validated = (step + 1) % self.validate_every == 0 or step + 1 == self.steps
-                if validated:
+                last = step + 1 == self.steps
+                validated = validate is not None and (last or (step + 1) % self.validate_every == 0)
+                if validated or last:
                     with _averaged(model, average):
-                        metrics = validate()
-                        if metrics[monitor] > state["best"]:
-                            state["best"] = metrics[monitor]
+                        metrics = validate() if validate else {}
+                        if not validate or metrics[monitor] > state["best"]:
+                            state["best"] = metrics.get(monitor)
                             if distributed.first():
                                 safetensors.save(model, folder / "best.safetensors")
+                if validated:
                     state["seconds"] += time.perf_counter() - started
                     started = time.perf_counter()
                     history["validation"].append({"step": step + 1, "seconds": round(state["seconds"], 1), **metrics})
                     scalars |= {f"validation/{name}": value for name, value in metrics.items()}
-                if validated or time.perf_counter() - written > CHECKPOINT_SECONDS:
+                if validated or last or time.perf_counter() - written > CHECKPOINT_SECONDS:
                     state["step"] = step + 1
                     state["seconds"] += time.perf_counter() - started
                     started = written = time.perf_counter()
@@ -238,12 +257,10 @@ class Training:
                 if validated:
                     recent = np.mean(history["loss"][-50:])
                     log.info("step %d: loss %.4f, validation %s", step + 1, recent, _line(metrics))
-                if writer:
-                    for name, value in scalars.items():
-                        writer.add_scalar(name, value, step)
+                accelerator.log(scalars, step)
         finally:
-            if writer:
-                writer.close()
+            for tracker in accelerator.trackers:  # end_training would also end the group of processes
+                tracker.finish()
         distributed.wait()  # until the best weights are written
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # evaluate what the file of weights gives
         saved.load_weights(folder / "best.safetensors", model)
@@ -260,6 +277,15 @@ def _averaged(model: nn.Module, average: AveragedModel | None) -> Iterator[None]
     model.load_state_dict(average.module.state_dict())
     yield
     model.load_state_dict(own)
+
+
+def _leaves_weights_out(model: nn.Module, losses: Losses, batches: Batches) -> bool:
+    """Return whether the loss of a batch leaves out a weight, which processes then have to look for in every step."""
+    model.train()
+    next(iter(losses(model, next(iter(batches(0)))))).backward()
+    left_out = any(p.requires_grad and p.grad is None for p in model.parameters())
+    model.zero_grad()
+    return any(distributed.gathered(left_out))
 
 
 def _line(metrics: dict[str, float]) -> str:

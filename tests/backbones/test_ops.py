@@ -130,6 +130,22 @@ def test_window_attention_is_its_definition(dtype, tolerance, tokens, reach):
     )
 
 
+def test_dropout_of_window_attention_drops_weights_and_scales_the_others():
+    (query, key, _), plain = window_inputs(torch.float32, 90, 8)
+    # With one-hot values the output is the attention weights themselves.
+    value = torch.eye(90).expand(*query.shape[:2], -1, -1)
+    window = Window.plan(plain.real, plain.is_global, plain.reach, dropout=0.25)
+    weights = window_attention_reference(query, key, value, window.real, window.is_global, window.reach)
+    torch.manual_seed(0)
+    dropped = window_attention(query, key, value, window)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], weights[kept] / 0.75, atol=1e-6, rtol=1e-5)
+    assert abs(float(kept[weights > 0].double().mean()) - 0.75) < 0.02
+    (gradient,) = torch.autograd.grad(dropped.sum(), query)
+    assert gradient.isfinite().all()
+    assert not window.real.all()  # a masked batch, of which some tokens may see nothing
+
+
 def test_a_token_with_nothing_to_attend_to_gets_zero():
     inputs, _ = window_inputs(torch.float32, 100, 4)
     real = torch.zeros(2, 100, dtype=torch.bool)

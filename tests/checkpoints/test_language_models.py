@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_reported(roberta, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         start_from(reranker(), tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"is missing; get config\.json"):
+    with pytest.raises(ValueError, match=r"is missing\. Download config\.json"):
         start_from(reranker(), tmp_path)
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from small_inputs import QUICK, write_glyphs
 
 from locore.descriptors import ames_files
+from locore.descriptors.embedder import Embedder
 from locore.utils import distributed
 
 ONE = [sys.executable]
@@ -64,9 +65,9 @@ from locore.descriptors import shards
 
 shards.PART, retrieval.ROWS, retrieval.QUERIES = 8, 20, int(sys.argv[1])  # so that there is something to share
 
-from experiments import extract, run
+from experiments import embed, extract, run
 
-sys.exit({"run": run, "extract": extract}[sys.argv[2]].main(sys.argv[3:]))
+sys.exit({"run": run, "extract": extract, "embed": embed}[sys.argv[2]].main(sys.argv[3:]))
 """
 
 
@@ -109,11 +110,19 @@ def test_gradients_are_averaged_to_those_of_one_process(tmp_path, folders):
         np.testing.assert_array_equal(two[name], other[name])
 
 
+WINDOWS = [
+    "Reranking.candidates = 12",
+    "Reranking.window = 6",
+    "Reranking.ensemble = True",
+    "Reranking.gate = 'chosen'",
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("queries", [8, 1024])  # by queries, by gallery
-def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
+@pytest.mark.parametrize(("queries", "more"), [(8, []), (1024, []), (8, WINDOWS)])  # by queries, by gallery
+def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries, more):
     images = write_glyphs(tmp_path / "images")
-    lines = [*QUICK, "Training.steps = 2", "Extractor.batch_size = 4", f"folder.path = '{images}'"]
+    lines = [*QUICK, "Training.steps = 2", "Extractor.batch_size = 4", f"folder.path = '{images}'", *more]
     sets = [part for line in lines for part in ("--set", line)]
     (tmp_path / "shared.py").write_text(SHARED)
     arguments = [tmp_path / "shared.py", queries, "run", "--gin", "gin/query_attention.gin", *sets, "--out"]
@@ -124,6 +133,38 @@ def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries):
     one, two = (json.loads((folder / "metrics.json").read_text())["protocols"] for folder in folders)
     assert one == two
     assert (folders[0] / "queries.csv").read_text() == (folders[1] / "queries.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["multi_similarity", "head"])  # on images; on features that are pooled once
+def test_an_embedder_is_trained_as_by_one_process(tmp_path, folders, loss):
+    images = write_glyphs(tmp_path / "images", classes=12, images=6)
+    lines = [
+        "Data.benchmark = 'folder'",
+        f"folder.path = '{images}'",
+        "Extractor.image_size = 32",
+        "Training.steps = 3",
+        "Training.warmup_steps = 0",
+        "Training.validate_every = 3",
+        "Training.batch_size = 8",
+    ]
+    sets = [part for line in lines for part in ("--set", line)]
+    (tmp_path / "shared.py").write_text(SHARED)
+    tables = [
+        launched(
+            by,
+            *[tmp_path / "shared.py", 8, "embed", "--gin", f"gin/embed/{loss}.gin", *sets, "--out", out],
+            cache=tmp_path / f"cache-{out.name}",
+        )
+        for by, out in zip((ONE, TWO), folders, strict=True)
+    ]
+    one, two = (load_file(folder / "embedder.safetensors") for folder in folders)
+    start = Embedder.pretrained("tf_efficientnet_lite0", "bundled", 32, "avg+max").state_dict()
+    moved = [np.abs(value - start[name].numpy()).max() for name, value in one.items() if name in start]
+    assert len(one) > 2 and (loss == "head" or max(moved) > 1e-3)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, atol=2e-4, err_msg=name)
+    assert tables[0] == tables[1] and "trained" in tables[0]
 
 
 @pytest.mark.slow
@@ -146,6 +187,29 @@ def test_an_extraction_leaves_the_files_of_one_process(tmp_path, folders):
         assert one == two and len(one) % 20 == 0
         one, two = (ames_files.Locals(folder / f"{name}_local.hdf5", len(one) // 20)[[0, 3]] for folder in folders)
         np.testing.assert_array_equal(one, two)
+
+
+STUCK = """
+import time
+
+from locore.utils import distributed
+
+distributed.wait()
+if distributed.rank() == 1:
+    time.sleep(30)
+try:
+    distributed.gathered(0)
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_is_named(tmp_path, monkeypatch):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    monkeypatch.setenv("LOCORE_TIMEOUT", "0.05")
+    said = launched(TWO, tmp_path / "stuck.py", cache=tmp_path)
+    assert "Process 0 of 2 has waited 0.05 minutes for process 1, which is stuck or has ended" in said
 
 
 def test_shares_are_all_items_once_and_the_first_process_is_never_idle(monkeypatch):

@@ -38,6 +38,17 @@ def test_agrees_with_pytorch_metric_learning(retrieval):
     assert metrics["R-precision"].mean() == pytest.approx(theirs["r_precision"])
 
 
+def test_the_published_map_counts_the_query_itself(retrieval):
+    _, labels, neighbours, _ = retrieval
+    answers = Relevance.from_labels(labels, labels, np.arange(len(labels)))
+    right = relevance(neighbours.indices, answers.positive)
+    positives = np.array([len(p) for p in answers.positive])
+    found = MetricLearning(KS, as_published=True)(right, np.zeros_like(right), positives)["mAP@R+1"]
+    for row, count, value in zip(right, positives, found, strict=True):
+        precisions = [row[: place + 1].mean() for place in range(count + 1) if row[place]]
+        assert value == pytest.approx(sum(precisions) / (count + 1))
+
+
 def test_recall_agrees_with_a_slow_loop(retrieval):
     points, labels, _, metrics = retrieval
     for k in KS:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from transformers import RobertaConfig, RobertaModel
 
 from experiments._config import read_experiment
 from experiments.run import main
@@ -12,8 +13,9 @@ from locore.pipeline.build import build_reranker
 from locore.reranking import ListwiseReranker, Shortlist
 
 DATA = ("sop", "cub", "inshop")
-ROWS = {"tiny": ("longformer", "tiny"), "small": ("longformer", "small"), "base": ("longformer", "base")}
-ROWS |= {"rwkv": ("rwkv", "base"), "mamba": ("mamba", "base")}
+ROWS = {size: [f"gin/paper/longformer_{size}.gin"] for size in ("tiny", "small", "base")}
+ROWS |= {name: [f"gin/{name}.gin", "gin/size/base.gin"] for name in ("rwkv", "mamba")}
+RANDOM = "Model.language_model = None"
 POSITIONS, LOCAL, GLOBAL = 5_120, 128, 512
 
 
@@ -52,16 +54,17 @@ def embedding(width: int) -> int:
 
 
 def gin_files(data: str, row: str) -> list[str]:
-    backbone, size = ROWS[row]
-    return [f"gin/{backbone}.gin", f"gin/size/{size}.gin", f"gin/paper/{data}.gin"]
+    return [*ROWS[row], f"gin/paper/{data}.gin"]
 
 
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("data", DATA)
 def test_a_dry_run_has_the_papers_layout_and_parameters(data, row, weights, capsys):
     arguments = [part for file in gin_files(data, row) for part in ("--gin", file)]
-    assert main([*arguments, "--set", f"Extractor.weights = '{weights}'", "--dry-run"]) == 0
+    assert main([*arguments, "--set", f"Extractor.weights = '{weights}'", "--set", RANDOM, "--dry-run"]) == 0
     printed = capsys.readouterr().out
+    assert "Start of the weights: random" in printed and "Training.epochs = 5" in printed
+    assert ("longformer.attention_dropout = 0.1" in printed) == (row not in ("rwkv", "mamba"))
     assert "101 images x 50 tokens = 5050 tokens" in printed
     width, parameters = encoder(row)
     assert int(re.search(r"Parameters: ([\d,]+)", printed)[1].replace(",", "")) == parameters + embedding(width)
@@ -69,10 +72,25 @@ def test_a_dry_run_has_the_papers_layout_and_parameters(data, row, weights, caps
         assert line in printed
 
 
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_longformers_start_from_their_language_model(size, weights, tmp_path, capsys):
+    arguments = [part for file in gin_files("sop", size) for part in ("--gin", file)]
+    arguments += ["--set", f"Extractor.weights = '{weights}'", "--dry-run"]
+    name = "roberta-tiny-cased" if size == "tiny" else "longformer-base-4096"
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"There is no language model in 'checkpoints/{name}'" in said and f"/{name} to this folder" in said
+    if size == "tiny":  # the other is as large as the hub's
+        config = RobertaConfig(hidden_size=512, num_attention_heads=8, num_hidden_layers=4, intermediate_size=2048)
+        RobertaModel(config).save_pretrained(tmp_path / name)
+        assert main([*arguments, "--set", f"Model.language_model = '{tmp_path / name}'"]) == 0
+        assert f"Start of the weights: {name}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_full_size_step(row, weights):
-    experiment, _ = read_experiment(gin_files("sop", row), [f"Extractor.weights = '{weights}'"], seed=0)
+    experiment, _ = read_experiment(gin_files("sop", row), [f"Extractor.weights = '{weights}'", RANDOM], seed=0)
     model = build_reranker(experiment, seed=0).train()
     model.encoder.gradient_checkpointing = experiment.training.gradient_checkpointing
     shortlist = Shortlist.random(1, 100, 49, LOCAL, GLOBAL)

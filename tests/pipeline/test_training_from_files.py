@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from experiments.run import main
 from locore.datasets import benchmarks
@@ -12,6 +13,7 @@ from locore.descriptors import ames_files
 from locore.descriptors.files import Files
 from locore.pipeline.train import neighbours_within
 from locore.retrieval import search
+from locore.training.loop import Training
 
 LANDMARKS, IMAGES, LOCALS, WIDTH, GLOBAL = 30, 8, 4, 12, 16  # of each landmark
 TRAIN = LANDMARKS * IMAGES
@@ -103,9 +105,11 @@ def test_the_papers_training_is_one_file(tmp_path, capsys):
     ames_files.write_globals(tmp_path / "dinov2_index_global.pt", np.zeros((2, 768), np.float32))
     ames_files.write_locals(tmp_path / "dinov2_index_local.hdf5", np.zeros((2, 50, 5 + 768), np.float16))
     arguments = ["--gin", "gin/paper/landmarks/train.gin", "--dry-run", "--set", f"Files.root = '{tmp_path}'"]
-    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "https://huggingface.co/allenai/longformer-base-4096 to this folder" in capsys.readouterr().err
+    assert main([*arguments, "--set", "Model.language_model = None"]) == 0
     printed = capsys.readouterr().out
-    assert "= 5050 tokens" in printed
+    assert "= 5050 tokens" in printed and "Start of the weights: random" in printed
     # The supplement's 111.8 M with 2,048-d globals that are projected; these are as wide as the encoder already.
     assert f"Parameters: {111_830_786 - (2048 * 768 + 768):,}" in printed
 
@@ -123,6 +127,34 @@ def test_the_rows_of_peers_are_trained_on_the_same_lists(tmp_path, capsys, metho
         layer = 2 * attention + 768 * 3072 + 3072 + 3072 * 768 + 768 + 3 * norm
         remap = 768 * 768 + 768 + norm
         assert f"Parameters: {768 + remap + 5 * layer + 768 + 1:,}" in printed
+
+
+@pytest.mark.parametrize("validation", ["benchmark", "none"])
+def test_training_images_are_all_trained_on_where_they_do_not_validate(root, tmp_path, monkeypatch, validation):
+    drawn = []
+    monkeypatch.setattr(Training, "over", lambda self, count: drawn.append(count) or self)
+    ensemble = "Reranking.ensemble = False"
+    assert run(root, tmp_path / "run", f"Data.validation = '{validation}'", ensemble) == 0
+    assert drawn == [TRAIN]
+    history = json.loads((tmp_path / "run" / "training.json").read_text())
+    own, table = load_file(tmp_path / "run" / "model.safetensors"), metrics(tmp_path / "run")
+    if validation == "benchmark":  # by its own metric, and the weights of the best validation are evaluated
+        best = max(point["mAP@100"] for point in history["history"]["validation"])
+        assert history["monitor"] == "mAP@100" and best == pytest.approx(table["reranked"]["mAP@100"])
+    else:
+        last = load_file(tmp_path / "run" / "last.safetensors")
+        assert history["history"]["validation"] == [] and history["best"] is None
+        assert all(np.array_equal(value, last[f"model.{name}"]) for name, value in own.items())
+
+
+def test_a_validation_that_cannot_be_is_refused(root, tmp_path, capsys):
+    for lines, words in (
+        (["Data.validation = 'none'"], "Reranking.ensemble needs a validation, and Data.validation is 'none'"),
+        (["Data.validation = 'benchmark'", "gldv2.part = 'private'"], "needs a benchmark that is for validation"),
+        (["Data.validation = 'nothing'"], "Unknown Data.validation 'nothing'"),
+    ):
+        assert run(root, tmp_path / "run", *lines) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_neighbours_among_the_training_images():

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from backbones._blocks import key_mask
-from backbones.ops.window_attention.cpu import Tile, tiled_attention, tiles
 from backbones.ops.window_attention.cuda import takes, window_flex_attention, window_mask
 from backbones.ops.window_attention.reference import window_attention_reference
+from backbones.ops.window_attention.tiles import Tile, tiled_attention, tiled_attention_with_dropout, tiles
 
 __all__ = ["Window", "window_attention", "window_attention_reference"]
 
@@ -29,8 +29,9 @@ class Window:
         reach: one-sided window in tokens.
         index: (G,) places of the global tokens.
         keys: `real` as an attention mask; None where all tokens are real.
-        tiles: of queries, for the CPU.
-        block_mask: for FlexAttention; None on the CPU.
+        tiles: of queries, for the CPU and for dropout.
+        block_mask: for FlexAttention; None where there are tiles.
+        dropout: share of the attention weights that is dropped.
     """
 
     real: Tensor
@@ -40,16 +41,17 @@ class Window:
     keys: Tensor | None
     tiles: list[Tile]
     block_mask: BlockMask | None
+    dropout: float = 0.0
 
     @classmethod
-    def plan(cls, real: Tensor, is_global: Tensor, reach: int) -> Window:
+    def plan(cls, real: Tensor, is_global: Tensor, reach: int, dropout: float = 0.0) -> Window:
         """Plan the attention of a batch; arguments as the attributes."""
         index, keys = is_global.nonzero().flatten(), key_mask(real)
-        on_cpu = real.device.type == "cpu"
+        by_tiles = dropout > 0 or real.device.type == "cpu"
         # Where all tokens are real, one bias serves the whole batch.
-        planned = list(tiles(real[:1] if keys is None else real, is_global, reach, index)) if on_cpu else []
-        block_mask = window_mask(real, is_global, reach) if real.is_cuda else None
-        return cls(real, is_global, reach, index, keys, planned, block_mask)
+        planned = list(tiles(real[:1] if keys is None else real, is_global, reach, index)) if by_tiles else []
+        block_mask = window_mask(real, is_global, reach) if real.is_cuda and not by_tiles else None
+        return cls(real, is_global, reach, index, keys, planned, block_mask, dropout)
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, window: Window) -> Tensor:
@@ -64,6 +66,8 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, window: Window) 
     Returns:
         (B, heads, T, d), laid out as (B, T, heads, d); zero for a token with nothing to attend to.
     """
+    if window.dropout:
+        return tiled_attention_with_dropout(query, key, value, window.tiles, window.index, window.dropout)
     if window.tiles:
         return tiled_attention(query, key, value, window.tiles, window.index)
     if window.block_mask is not None and takes(query):

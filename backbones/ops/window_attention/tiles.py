@@ -1,4 +1,4 @@
-"""Window attention on the CPU: a tile of queries at a time through PyTorch's fused kernel.
+"""Window attention by tiles: on the CPU a tile of queries at a time through PyTorch's fused kernel.
 
 A tile's keys are its neighbourhood and the global tokens, copied side by side into a buffer that stays in the cache.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 QUERIES = 256  # queries a tile at most: more of them see too many keys for nothing, fewer starve the matrix products
 
@@ -35,19 +36,41 @@ def tiles(real: Tensor, is_global: Tensor, reach: int, index: Tensor) -> Iterato
     # As many queries as what every tile copies anew, its neighbours and the global tokens.
     size = min(max(reach, len(index), 32), QUERIES)
     # Query i of a tile and key j of its window, which begins `reach` before it: the same for every tile.
-    band = (torch.arange(size)[:, None] + reach - torch.arange(size + 2 * reach)).abs() <= reach
+    device = real.device
+    places, keys = torch.arange(size, device=device), torch.arange(size + 2 * reach, device=device)
+    band = (places[:, None] + reach - keys).abs() <= reach
     for start in range(0, tokens, size):
         stop = min(start + size, tokens)
         low, high = max(start - reach, 0), min(stop + reach, tokens)
         near = band[: stop - start, low - start + reach : high - start + reach]
         near = near & (real & ~is_global)[:, None, low:high]  # a global token inside the window counts once
         seen = torch.cat([near, real[:, None, index].expand(-1, stop - start, -1)], dim=2)
-        yield Tile(start, stop, low, high, torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None])
+        bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
+        yield Tile(start, stop, low, high, bias[:, None])
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], index: Tensor) -> Tensor:
     """Attend from every tile to its window and the global tokens; arguments and result as `window_attention`."""
     return _Tiles.apply(query, key, value, tiles, index)
+
+
+def tiled_attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], index: Tensor, dropout: float
+) -> Tensor:
+    """Attend as `tiled_attention` does, on any device, after a share of the attention weights is dropped.
+
+    The fused kernels know no dropout, so a tile's weights are held, of one tile at a time without gradients.
+    """
+    extra = _rows(key, index), _rows(value, index)
+    parts = []
+    for tile in tiles:
+        keys, values = (_beside(x, tile, more) for x, more in zip((key, value), extra, strict=True))
+        scores = query[:, :, tile.start : tile.stop] @ keys.mT / query.shape[-1] ** 0.5 + tile.bias.to(query.dtype)
+        hidden = tile.bias == float("-inf")
+        # A token with nothing to attend to has no weights, and finite gradients.
+        weights = scores.masked_fill(hidden.all(-1, keepdim=True), 0).softmax(-1).masked_fill(hidden, 0)
+        parts.append(F.dropout(weights.to(values.dtype), dropout) @ values)
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 class _Tiles(torch.autograd.Function):
