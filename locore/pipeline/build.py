@@ -17,13 +17,14 @@ from locore.datasets import Benchmark, ImageSet
 from locore.descriptors.cross_fit import FITTED_ON, WHOLE, describe_unseen
 from locore.descriptors.table import Descriptors, SearchedTable
 from locore.evaluation.search import NoPositives, Search
-from locore.pipeline.settings import LISTWISE, Experiment, Model, plan
+from locore.pipeline.settings import EQUAL, LISTWISE, Experiment, Model, plan
 from locore.reranking import Ensemble, ListwiseReranker, Reranker, StandardisedEnsemble, Windows, pairwise
 from locore.reranking.cascade import Cascade
 from locore.reranking.pairwise import PairwiseReranker
 from locore.reranking.reranker import lists_at_once, rerankers
 from locore.reranking.weights_file import WEIGHTS
 from locore.retrieval import Neighbours
+from locore.training.init import start_queries_and_keys
 from locore.utils import distributed
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ def build_reranker(experiment: Experiment, seed: int) -> LearnedReranker:
         return loaded
     torch.manual_seed(seed)
     model: Any = create_reranker(experiment, descriptor_widths(experiment), plan(experiment).positions)
+    if settings.queries_and_keys:
+        start_queries_and_keys(model, settings.queries_and_keys == EQUAL)
     if settings.language_model and isinstance(model, ListwiseReranker):
         language_models.start_from(model, Path(settings.language_model).expanduser())
     if settings.start and isinstance(model, ListwiseReranker):

@@ -26,6 +26,7 @@ LISTWISE = "listwise"
 # Our own list-wise rows, as gin/head/residual.gin has them; the defaults below are the paper's.
 RESIDUAL_HEAD: dict[str, Any] = {"residual": 20.0, "matching": "list", "kept_locals": 12, "positions": "none"}
 DTYPES = ("float32", "bfloat16")
+EQUAL, _ = QUERIES_AND_KEYS = ("equal", "independent")
 CHOSEN = "chosen"  # of Reranking.gate
 ASKED = ("all", "even", "odd")
 HELD_OUT, BENCHMARK, NOTHING = VALIDATIONS = ("held-out classes", "benchmark", "none")
@@ -97,6 +98,8 @@ class Model:
         residual: see `ListwiseReranker`.
         whitening: start the projections as a whitening of the training descriptors: 1 = whitened, 0 = only scaled; None
             = start at random.
+        queries_and_keys: how query and key projections start, "equal" or "independent", see `start_queries_and_keys`;
+            None = as the re-ranker has it: ours equal, rivals as published.
         start: weights of a list-wise re-ranker at the start: None = random; "synthetic" = pretrained on synthetic
             lists, which the package carries; or a folder of experiments.pretrain, for other ones.
         language_model: folder with the weights of a Longformer or RoBERTa to start from.
@@ -116,6 +119,7 @@ class Model:
     kept_locals: int | None = None
     residual: float | None = None
     whitening: float | None = 1.0
+    queries_and_keys: str | None = None
     start: str | None = None
     language_model: str | None = None
     checkpoint: str | None = None
@@ -138,6 +142,11 @@ class Model:
             raise ValueError(
                 "Model.start is for list-wise re-rankers whose projections whiten; leave Model.language_model and "
                 "Model.checkpoint out, and Model.whitening as it is."
+            )
+        if self.queries_and_keys not in (None, *QUERIES_AND_KEYS):
+            raise ValueError(
+                f"Unknown Model.queries_and_keys '{self.queries_and_keys}'"
+                f"{suggest(self.queries_and_keys, QUERIES_AND_KEYS)}"
             )
         for name in ("whitening", "dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:

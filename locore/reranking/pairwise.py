@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from locore.descriptors.table import Descriptors
 from locore.reranking.reranker import IGNORED, Ranking, Shortlist, check_widths, only_present, rerankers
-
-VALUES = 2**22  # of a layer's activations at a time in inference: as much memory for every list
+from locore.utils.memory import values_at_once
 
 
 class PairwiseReranker(nn.Module, ABC):
@@ -24,11 +24,14 @@ class PairwiseReranker(nn.Module, ABC):
         width: of its tokens.
         spec: arguments that rebuild it, if `create` made it.
         trained: what it was trained on, as it was loaded.
+        gradient_checkpointing: in training, read as many pairs at a time as in evaluation, and recompute them in the
+            backward pass instead of keeping their activations.
     """
 
     width: int
     spec: dict[str, Any]
     trained: dict[str, Any] | None = None
+    gradient_checkpointing: bool = False
 
     @classmethod
     def infer_settings(cls, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
@@ -53,7 +56,13 @@ class PairwiseReranker(nn.Module, ABC):
 
     def forward(self, shortlist: Shortlist) -> Tensor:
         """Return the logits (B, K) of all pairs."""
-        return self._each(shortlist, self.logits)
+        if not (self.gradient_checkpointing and self.training):
+            return self._each(shortlist, self.logits)
+
+        def recomputed(*images: Descriptors) -> Tensor:
+            return checkpoint(self.logits, *images, use_reentrant=False)
+
+        return self._each(shortlist, recomputed, self._pairs_at_once(shortlist))
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -82,10 +91,15 @@ class PairwiseReranker(nn.Module, ABC):
         check_widths(self, shortlist)
         training = self.training
         self.eval()
-        at_once = max(1, VALUES // self.values(shortlist.query.local.shape[1]))
+        at_once = self._pairs_at_once(shortlist)
         scores = only_present(self._each(shortlist, self.pairs, at_once).float(), shortlist.present)
         self.train(training)
         return Ranking.by(scores)
+
+    def _pairs_at_once(self, shortlist: Shortlist) -> int:
+        """Return how many pairs are read at a time in a bounded memory."""
+        at_once = values_at_once(shortlist.similarities.device)
+        return max(1, at_once // self.values(shortlist.query.local.shape[1]))
 
     @staticmethod
     def _each(shortlist: Shortlist, function, at_once: int | None = None) -> Tensor:

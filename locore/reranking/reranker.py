@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from backbones.registry import Registry
 from locore.descriptors.table import Descriptors, DescriptorTable
+from locore.utils import distributed
+from locore.utils.memory import values_at_once
 
 rerankers: Registry[Reranker] = Registry("re-ranker", "locore.reranking", "locore.rerankers")
-VALUES = 2**22  # values of a layer's tokens at a time in evaluation
 IGNORED = -100  # label of what takes no part in a loss
 
 
@@ -191,7 +192,7 @@ def lists_at_once(reranker: object, tokens: float, widths: tuple[int, int]) -> i
         widths: of a global and of a local descriptor.
     """
     width = getattr(reranker, "width", None) or sum(widths)
-    return max(1, int(VALUES / (tokens * width)))
+    return max(1, int(values_at_once(distributed.device()) / (tokens * width)))
 
 
 class Reranker(Protocol):

@@ -1,4 +1,4 @@
-"""What a training starts from: projections that whiten the descriptors, and a head that knows how many are right."""
+"""What a training starts from: projections that whiten, queries like keys, a head that knows how many are right."""
 
 from __future__ import annotations
 
@@ -34,6 +34,42 @@ def whiten(projections: list[tuple[nn.Module, Tensor]], share: float) -> None:
         turn = nn.init.orthogonal_(torch.empty(project.weight.shape[0], kept))
         project.weight.copy_(0.5 * turn @ whitening.T)
         project.bias.copy_(-project.weight @ rows.mean(0))
+
+
+@torch.no_grad()
+def start_queries_and_keys(model: nn.Module, equal: bool) -> None:
+    """Initialise the query and key projections of every attention, with weights of variance 1/width.
+
+    Args:
+        model: any re-ranker whose attention is ours, PyTorch's or timm's.
+        equal: both are the same, so that a token attends to similar ones at first; False = drawn independently.
+
+    Raises:
+        ValueError: it has no attention of these kinds.
+    """
+    found = [pair for module in model.modules() if (pair := _query_and_key(module))]
+    if not found:
+        raise ValueError("This re-ranker has no query and key projections; leave Model.queries_and_keys out.")
+    for query, key in found:
+        for weight in (query, key):
+            bound = (3 / weight.shape[1]) ** 0.5
+            nn.init.uniform_(weight, -bound, bound)
+        if equal:
+            key.copy_(query)
+
+
+def _query_and_key(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return the weights (D, D) of an attention's query and key projections; None if it is not an attention."""
+    if isinstance(module, nn.MultiheadAttention):
+        query, key, _ = module.in_proj_weight.chunk(3)
+        return query, key
+    together, asking, asked = (getattr(module, name, None) for name in ("qkv", "query", "key"))
+    if isinstance(together, nn.Linear):
+        query, key, _ = together.weight.chunk(3)
+        return query, key
+    if isinstance(asking, nn.Linear) and isinstance(asked, nn.Linear):
+        return asking.weight, asked.weight
+    return None
 
 
 @torch.no_grad()

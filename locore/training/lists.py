@@ -237,8 +237,8 @@ def fit_reranker(
         embedder_lr_scale: learning rate of the embedder over that of the re-ranker.
         main: the validation metric that decides where `training` names none.
     """
-    if isinstance(model, ListwiseReranker):
-        model.encoder.gradient_checkpointing = training.gradient_checkpointing
+    recomputed = model.encoder if isinstance(model, ListwiseReranker) else model
+    recomputed.gradient_checkpointing = training.gradient_checkpointing
     trained: nn.Module = model
     groups = None
     if embedder:

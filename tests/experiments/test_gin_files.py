@@ -24,7 +24,10 @@ FOLDERS = {
     "size": ("Sizes", "How large the encoder is."),
     "rate": ("Learning rates", "Mix into any row: `gin/longformer.gin+gin/rate/5e-4.gin`."),
     "sampling": ("Training lists", "What a step reads; mix into a row."),
-    "start": ("Starts", "Pretrained on synthetic lists by `experiments.pretrain`; mix into a backbone."),
+    "start": (
+        "Starts",
+        "Weights that were pretrained on synthetic lists by `experiments.pretrain`, or how random ones start.",
+    ),
     "embed": ("Global descriptors", "Losses for `experiments.embed`."),
     "extract": ("Extraction", "Vision models for `experiments.extract`."),
     "ablations/learner": ("Ablations: the learner", "One change of the training each."),

@@ -17,13 +17,14 @@ from experiments.run import main
 from locore.checkpoints import native
 from locore.descriptors import Descriptors
 from locore.report import tables
-from locore.reranking import Shortlist, pairwise
+from locore.reranking import Shortlist
 from locore.reranking.learned.ames import AMES
 from locore.reranking.learned.cvnet import CVNet
 from locore.reranking.learned.elvis import ELViS, assignment
 from locore.reranking.learned.r2former import R2Former
 from locore.reranking.learned.rrt import RRT, MapRRT
 from locore.reranking.pairwise import PairwiseReranker
+from locore.utils import memory
 
 SMALL = {"depth": 3, "heads": 4, "inner": 32}
 MODELS = {
@@ -230,9 +231,33 @@ def test_pairs_that_do_not_fit_at_once_follow_each_other(case, monkeypatch):
     whole, counts = model.rerank(shortlist), []
     pairs = model.pairs
     monkeypatch.setattr(model, "pairs", lambda query, other: counts.append(len(other)) or pairs(query, other))
-    monkeypatch.setattr(pairwise, "VALUES", 5 * model.values(9))
+    monkeypatch.setattr(memory, "VALUES", 5 * model.values(9))
     torch.testing.assert_close(model.rerank(shortlist).scores, whole.scores, atol=1e-5, rtol=1e-5)
     assert counts == [5, 5, 2]
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_recomputed_gradients_are_those_of_all_pairs_at_once(case, monkeypatch):
+    monkeypatch.setattr(memory, "VALUES", 5 * published(case)[0].values(9))
+    found = []
+    for recompute in (False, True):
+        model = published(case)[0].train()
+        model.gradient_checkpointing = recompute
+        torch.manual_seed(0)
+        model(lists(case)).square().sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 3
+    for name, gradient in found[0].items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4 * largest + 1e-7, rtol=1e-4, msg=name)
+
+
+def test_a_gpu_reads_as_much_at_a_time_as_its_free_memory_takes(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * 2**30, 80 * 2**30))
+    assert memory.values_at_once(device) == 2**28  # of 256 bytes, and at most all of the free memory
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 80 * 2**30))
+    assert memory.values_at_once(device) == memory.values_at_once(torch.device("cpu")) == memory.VALUES
 
 
 @pytest.mark.parametrize("case", ["rrt_gld", "ames", "elvis"])

@@ -5,11 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from safetensors.torch import load_file
 from small_lists import TRAINING, lists, threes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from locore.reranking import ListwiseReranker, Shortlist
+from locore.reranking import ListwiseReranker, Shortlist, pairwise
 from locore.training import loop
-from locore.training.init import start_at_share
+from locore.training.init import start_at_share, start_queries_and_keys
 from locore.training.lists import Sampling, _dropped, fit_reranker
 from locore.training.loop import Training
 
@@ -270,3 +274,83 @@ def test_wrong_options_are_reported():
     assert Sampling(depth=50).sizes(24) == (24, 50) and Sampling(candidates=10).sizes(24) == (10, 10)
     with pytest.raises(ValueError, match="less than the 24 candidates"):
         Sampling(depth=9).sizes(24)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("name", ["ames", "rrt", "r2former", "longformer", "list_attention"])
+def test_queries_and_keys_start_equal_or_not(name, equal):
+    """By what they compute: equal ones give a token's own key the largest inner product with its query."""
+    listwise = name in ("longformer", "list_attention")
+    torch.manual_seed(0)
+    made = ListwiseReranker(name, 24, 20) if listwise else pairwise.create(name, "mini", 24, 20, {})
+    start_queries_and_keys(made, equal)
+    projections = [
+        (w[: len(w) // 3], w[len(w) // 3 : 2 * len(w) // 3])
+        for key, w in made.state_dict().items()
+        if key.endswith(("in_proj_weight", "qkv.weight"))
+    ]
+    state = made.state_dict()
+    projections += [(w, state[key.replace("query", "key")]) for key, w in state.items() if key.endswith("query.weight")]
+    assert len(projections) > 2
+    for query, key in projections:
+        tokens = torch.randn(50, query.shape[1])
+        alike = (tokens @ query.T) @ (tokens @ key.T).T
+        own = float((alike.argmax(1) == torch.arange(50)).double().mean())
+        assert own == 1 if equal else own < 0.3
+        assert float(query.var()) == pytest.approx(1 / query.shape[1], rel=0.1)
+
+
+def test_what_has_no_attention_has_no_such_start():
+    with pytest.raises(ValueError, match="has no query and key projections"):
+        start_queries_and_keys(pairwise.create("cvnet", "mini", 24, 20, {}), True)
+
+
+def test_epochs_say_how_many_steps_there_are(tmp_path):
+    assert replace(TRAINING, epochs=2.5, batch_size=4).over(40).steps == 25
+    assert TRAINING.over(40) is TRAINING
+    with pytest.raises(ValueError, match=r"Training\.epochs = 0 must be above 0"):
+        Training(epochs=0)
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path):
+    trained = model()
+    state = fit_reranker(trained, lists(), replace(TRAINING, ema_decay=0.9), None, tmp_path, seed=3)
+    assert state["best"] is None and state["history"]["validation"] == []
+    average = load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(value, average[f"average.module.{name}"]) for name, value in trained.state_dict().items())
+    again = model()
+    finished = fit_reranker(again, lists(), replace(TRAINING, ema_decay=0.9), None, tmp_path, seed=3)
+    assert finished["step"] == TRAINING.steps
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+class Kept(GeneralTracker):
+    name, requires_logging_directory, logged = "kept", False, []
+
+    def __init__(self, run_name, **_):
+        super().__init__()
+
+    def start(self):
+        pass
+
+    tracker = None
+
+    def store_init_configuration(self, values):
+        self.logged.append(values)
+
+    def log(self, values, step, **_):
+        self.logged.append((step, values))
+
+
+def test_scalars_go_to_every_tracker(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "kept", Kept)
+    fit(tmp_path, replace(TRAINING, trackers=("kept",)))
+    settings, *logged = Kept.logged
+    assert settings["learning_rate"] == TRAINING.learning_rate
+    assert [step for step, _ in logged] == list(range(TRAINING.steps))
+    assert {"loss", "gradient_norm", "learning_rate"} <= logged[0][1].keys() and "validation/mAP@R" in logged[-1][1]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("loss")] == list(range(TRAINING.steps))
+    for name, words in (("wandd", "did you mean 'wandb'"), ("wandb", "is not installed; install its package")):
+        with pytest.raises(ValueError, match=words):
+            Training(trackers=(name,))

@@ -15,7 +15,8 @@ from backbones.registry import suggest
 from locore.descriptors.table import Descriptors
 from locore.reranking.classical.geometric import Geometric
 from locore.reranking.matchers._network import Network, published_tensors
-from locore.reranking.reranker import VALUES, Ranking, Shortlist, only_present, rerankers
+from locore.reranking.reranker import Ranking, Shortlist, only_present, rerankers
+from locore.utils.memory import values_at_once
 from locore.utils.packaged import packaged
 from locore.utils.safetensors import fill, state_dict
 
@@ -70,7 +71,7 @@ class _Matcher:
         network = self.network().to(local.device)
         batch, count = shortlist.similarities.shape
         scores = torch.zeros(batch, count, dtype=torch.float64, device=local.device)
-        at_once = max(1, VALUES // (4 * local.shape[1] * self.width))
+        at_once = max(1, values_at_once(local.device) // (4 * local.shape[1] * self.width))
         for row in range(batch):
             query = shortlist.query[row : row + 1]
             for places in torch.arange(count, device=local.device).split(at_once):
