@@ -42,6 +42,7 @@ supplement = LazyModule("experiments._profiling.supplement")
 
 LANDMARKS = (50, 101)  # tokens a block, images
 LOCAL_DIM, GLOBAL_DIM = 768, 2048  # DINOv2's locals and SuperGlobal's globals
+PRECISIONS = ("float32", "tf32", "bfloat16")
 IMAGES = 21  # where the number of images is held fixed
 
 
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     group.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
     group.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
     group = parser.add_argument_group("how it is measured")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of a re-ranker's weights and products"
+    )
     group.add_argument("--passes", type=_count, default=10, help="measured passes (default 10)")
     group.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them (default 10)")
     group = parser.add_argument_group("results")
@@ -95,6 +99,8 @@ def _profile(options: argparse.Namespace) -> int:
     }
     if options.one_by_one and (options.lengths or options.against):
         raise ValueError("--one-by-one goes without --against and --lengths.")
+    if options.precision != "float32" and (options.lengths or options.against):
+        raise ValueError("--precision is of whole re-rankers; leave it out with --against and --lengths.")
     if not model.listwise and (options.lengths or options.against):
         raise ValueError(f"--against and --lengths are of encoders; '{model.method}' has none.")
     if options.lengths:
@@ -128,7 +134,7 @@ def _table(options: argparse.Namespace) -> int:
         measured = {"gin": list(case.gin), "set": [*options.set, *case.lines], **dict(case.measured)}
         return _cost("", argparse.Namespace(**{**vars(options), **measured}))
 
-    page = supplement.table(cost, options.passes, options.warm_up)
+    page = supplement.table(cost, options.passes, options.warm_up, options.precision)
     files.write_text(options.table, page)
     print(page)
     return 0
@@ -147,6 +153,7 @@ def _cost(name: str, options: argparse.Namespace) -> dict:
         "widths": (GLOBAL_DIM, options.local_dim),
         "whole": False,
         "one_by_one": options.one_by_one,
+        "precision": options.precision,
     }
     with Side(**spec) as side:
         in_turn([side], options.warm_up, options.passes)

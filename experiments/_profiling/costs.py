@@ -39,6 +39,7 @@ def side_by_side(rows: Mapping[str, tuple[Sequence[str], Sequence[str], Experime
                     layout=(plan(experiment).layout.block, 1 + plan(experiment).depth),
                     batch=1,
                     whole=True,
+                    precision=None,
                     one_by_one=False,
                     backward=False,
                     allocator=True,

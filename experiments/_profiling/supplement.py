@@ -43,13 +43,14 @@ CASES = {
 }
 
 
-def table(cost: Callable[[Case], dict[str, Any]], passes: int, warm_up: int) -> str:
+def table(cost: Callable[[Case], dict[str, Any]], passes: int, warm_up: int, precision: str) -> str:
     """Measure every row, and return the page in Markdown; a row that fails says why.
 
     Args:
         cost: measures a row.
         passes: of each row.
         warm_up: passes before them.
+        precision: of the weights and products.
     """
     rows = []
     for name, case in CASES.items():
@@ -62,7 +63,7 @@ def table(cost: Callable[[Case], dict[str, Any]], passes: int, warm_up: int) -> 
         markdown(rows) + f"\nPer 100 candidates of random descriptors; mean ± deviation of {passes} passes after "
         f"{warm_up}, batched except CVNet, which reads maps of images of 512 × 512. Parameters are without the vision "
         "model; GFLOPs are of what has weights; memory is what a pass takes above what there was before.\n\n"
-        f"Machine: {machine()}. Commit: {commit()}.\n"
+        f"Precision: {precision}. Machine: {machine()}. Commit: {commit()}.\n"
     )
 
 

@@ -112,7 +112,10 @@ def _reranker(spec: dict, layout):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parameters = 0
     if isinstance(made, torch.nn.Module):
-        made.to(device, getattr(torch, experiment.reranking.dtype)).eval()
+        precision = spec["precision"] or experiment.reranking.dtype
+        if precision == "tf32":  # products of float32 in the GPU's shorter format
+            torch.set_float32_matmul_precision("high")
+        made.to(device, torch.bfloat16 if precision == "bfloat16" else torch.float32).eval()
         parameters = sum(p.numel() for p in made.parameters())
     reranker = with_windows_and_stages(experiment, made) if spec["whole"] else made
     local_count = layout.block - 1 - experiment.model.global_token

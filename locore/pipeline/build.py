@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from backbones.registry import suggest
-from locore.checkpoints import language_models, native, pretrained
+from locore.checkpoints import language_models, native, pretrained, vision_models
 from locore.datasets import Benchmark, ImageSet
 from locore.descriptors.cross_fit import FITTED_ON, WHOLE, describe_unseen
 from locore.descriptors.table import Descriptors, SearchedTable
@@ -98,6 +98,8 @@ def build_reranker(experiment: Experiment, seed: int) -> LearnedReranker:
         start_queries_and_keys(model, settings.queries_and_keys == EQUAL)
     if settings.language_model and isinstance(model, ListwiseReranker):
         language_models.start_from(model, Path(settings.language_model).expanduser())
+    if settings.vision_model and isinstance(model, ListwiseReranker):
+        vision_models.start_from(model, Path(settings.vision_model).expanduser())
     if settings.start and isinstance(model, ListwiseReranker):
         pretrained.start_from(model, pretrained.find(settings.start, settings.backbone, settings.size))
     return model
@@ -107,7 +109,8 @@ def count_parameters(experiment: Experiment) -> int:
     """Count the parameters of the re-ranker; whatever cannot be built or loaded is reported here."""
     for name, _ in experiment.reranking.first_stages:
         first_stage(experiment, name)
-    if experiment.model.checkpoint or experiment.model.language_model or experiment.model.start:
+    own = experiment.model
+    if own.checkpoint or own.language_model or own.vision_model or own.start:
         model: Any = build_reranker(experiment, seed=0)
         return sum(p.numel() for p in model.parameters())
     widths, positions = descriptor_widths(experiment), plan(experiment).positions
@@ -242,6 +245,8 @@ def weights_fingerprint(experiment: Experiment) -> str:
     if experiment.model.checkpoint:
         path = Path(experiment.model.checkpoint).expanduser()
         files.append(path / WEIGHTS if path.is_dir() else path)
+    if experiment.model.vision_model:
+        files.append(Path(experiment.model.vision_model).expanduser())
     if experiment.model.language_model:
         path = Path(experiment.model.language_model).expanduser()
         files += [path / name for name in ("config.json", WEIGHTS, "pytorch_model.bin")]

@@ -103,6 +103,8 @@ class Model:
         start: weights of a list-wise re-ranker at the start: None = random; "synthetic" = pretrained on synthetic
             lists, which the package carries; or a folder of experiments.pretrain, for other ones.
         language_model: folder with the weights of a Longformer or RoBERTa to start from.
+        vision_model: file with the weights of a Vim or VideoMamba, from which the layers of `mamba` start, or of a
+            Vision-RWKV, for `rwkv`.
         checkpoint: a run folder or published weights that are evaluated as they are; None = a re-ranker is trained.
         checkpoint_options: settings that published weights do not show, see `locore.load`.
     """
@@ -122,6 +124,7 @@ class Model:
     queries_and_keys: str | None = None
     start: str | None = None
     language_model: str | None = None
+    vision_model: str | None = None
     checkpoint: str | None = None
     checkpoint_options: dict[str, Any] = field(default_factory=dict)
 
@@ -138,10 +141,11 @@ class Model:
             raise ValueError(f"Model.kept_locals = {self.kept_locals} must be at least 1, or None for all.")
         if self.residual is not None and not 0 < self.residual < 1e6:
             raise ValueError(f"Model.residual = {self.residual} must be above 0, or None for none.")
-        if self.start and (not self.listwise or self.language_model or self.checkpoint or self.whitening is None):
+        others = self.language_model or self.vision_model or self.checkpoint
+        if self.start and (not self.listwise or others or self.whitening is None):
             raise ValueError(
-                "Model.start is for list-wise re-rankers whose projections whiten; leave Model.language_model and "
-                "Model.checkpoint out, and Model.whitening as it is."
+                "Model.start is for list-wise re-rankers whose projections whiten; leave Model.language_model, "
+                "Model.vision_model and Model.checkpoint out, and Model.whitening as it is."
             )
         if self.queries_and_keys not in (None, *QUERIES_AND_KEYS):
             raise ValueError(
@@ -167,7 +171,8 @@ class Model:
         """What the weights start from, as tables show it: "random", the name of other weights, or "" without any."""
         if not self.learned:
             return ""
-        return Path(self.checkpoint or (self.listwise and self.language_model) or self.start or "random").name
+        pretrained = (self.language_model or self.vision_model or self.start) if self.listwise else None
+        return Path(self.checkpoint or pretrained or "random").name
 
     @property
     def name(self) -> str:

@@ -111,7 +111,8 @@ def test_every_re_ranker_has_its_costs(capsys, name, options):
 
 
 def test_parameters_are_those_of_the_row_and_not_of_the_list():
-    spec = {"gin": ["gin/longformer.gin"], "widths": (20, 12), "batch": 1, "whole": False, "one_by_one": False}
+    spec = {"gin": ["gin/longformer.gin"], "widths": (20, 12), "batch": 1, "whole": False}
+    spec |= {"one_by_one": False, "precision": "float32"}
     found = []
     for rows in (500, 600):
         _, about, _ = _reranker({**spec, "set": [f"Model.min_positions = {rows}"]}, ListLayout(6, 3))
