@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import pickle
 import shutil
 from collections.abc import Iterable
@@ -109,12 +110,16 @@ class Locals:
         offset = table.id.get_offset()
         # Rows of a contiguous table lie side by side, and a memory map reads them without HDF5's cost of a selection.
         self._table = table if offset is None else np.memmap(path, kind, "r", offset, shape)
+        self._opened_by = os.getpid()
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Read rows (M,) in any order as (M, L, 5 + D); each row is read once, in the order on disk."""
+        if isinstance(self._table, h5py.Dataset) and self._opened_by != os.getpid():
+            # HDF5's own state is not for a process that was forked.
+            self._table, self._opened_by = h5py.File(self.path, "r")[LOCALS], os.getpid()
         known, places = np.unique(rows, return_inverse=True)
         found = np.empty((len(known), self.count, *self._table.shape[2:]), dtype=self._table.dtype)
         try:

@@ -187,7 +187,8 @@ class Extractor:
             return hashlib.sha256(known.encode()).hexdigest()[:16]
 
         with torch.inference_mode():
-            return write_parts(len(images), self.batch_size, load, self._describe, folder, key)
+            detects = self._keypoints is not None and torch.cuda.is_available()
+            return write_parts(len(images), self.batch_size, load, self._describe, folder, key, detects)
 
     def describe(self, images: Sequence[Image.Image]) -> Descriptors:
         """Describe images in memory, without the cache."""

@@ -24,16 +24,18 @@ def write_parts(
     describe: Callable[[T], tuple[np.ndarray, np.ndarray]],
     folder: Path,
     key: Callable[[range], str],
+    uses_gpu: bool = False,
 ) -> list[tuple[Path, int]]:
     """Describe images into part files, except those that are there; each process does its share.
 
     Args:
         images: number of images.
         batch: images at a time.
-        load: reads a range of images, ahead and on other threads.
+        load: reads a range of images, ahead and by others.
         describe: turns what `load` returned into rows of `global` and `features`, see `write_arrays`.
         folder: of the files.
         key: hash of the content of a range of images, which names its file, so that changed images are described again.
+        uses_gpu: `load` does.
 
     Returns:
         All files with their numbers of rows.
@@ -48,7 +50,7 @@ def write_parts(
     done = (
         sum(-(-(ends[start] - start) // batch) for start in starts if start not in set(missing)) // distributed.count()
     )
-    loaded = ahead(load, batches)
+    loaded = ahead(load, batches, uses_gpu)
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     for part in track(batches, "extracting", done + len(batches), done):
         rows.append(describe(next(loaded)))

@@ -76,11 +76,15 @@ class Descriptors:
         named = rename_keys("Descriptors", arrays)  # caches of earlier versions have other names
         return cls(*(torch.from_numpy(named[f.name]) for f in fields(cls)))
 
+    def pin_memory(self) -> Descriptors:
+        """Copy to pinned memory, from which a GPU reads while the CPU goes on."""
+        return Descriptors(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
     def to(self, device: torch.device | str) -> Descriptors:
         """Move to a device, floating-point tensors as float32."""
         return Descriptors(
             *(
-                value.to(device, torch.float32 if value.is_floating_point() else None)
+                value.to(device, torch.float32 if value.is_floating_point() else None, non_blocking=True)
                 for value in (getattr(self, f.name) for f in fields(self))
             )
         )

@@ -116,27 +116,28 @@ class Search:
 
     def rerank(self, reranker: Reranker, candidates: int, batch: int, device: torch.device) -> Reranked:
         """Re-rank the first `candidates` of every list, `batch` lists at a time; processes share the lists."""
-        head = self.neighbours.first(candidates)
+        head, reads_disk = self.neighbours.first(candidates), on_disk(self.gallery)
+        gathered_on = torch.device("cpu") if reads_disk else device  # by others, who may not use a GPU
 
         def shortlist(start: int) -> Shortlist:
             part = slice(start, start + batch)
             rows, indices = torch.from_numpy(self.rows[part]), torch.from_numpy(head.indices[part])
-            gathered = Shortlist.gather(self.queries, rows, self.gallery, indices, device)
+            gathered = Shortlist.gather(self.queries, rows, self.gallery, indices, gathered_on)
             if self.given:  # by other descriptors than those that are read
-                gathered = replace(gathered, similarities=torch.from_numpy(head.similarities[part]).to(device))
-            demoted = torch.from_numpy(head.demoted[part]).to(device)
+                gathered = replace(gathered, similarities=torch.from_numpy(head.similarities[part]).to(gathered_on))
+            demoted = torch.from_numpy(head.demoted[part]).to(gathered_on)
             # A gallery may be so small that the lists reach into the demoted images.
             return replace(gathered, present=~demoted) if demoted.any() else gathered
 
         def reranked(_: int) -> tuple[Ranking, float]:
-            lists = next(read)
+            lists = next(read).to(device)
             started = time.perf_counter()
             ranking = reranker.rerank(lists)
             ranking = Ranking(ranking.order.cpu(), None if ranking.scores is None else ranking.scores.cpu())
             return ranking, time.perf_counter() - started
 
         starts = range(0, len(self.rows), batch)
-        read = (ahead if on_disk(self.gallery) else map)(shortlist, distributed.share(starts))
+        read = (ahead if reads_disk else map)(shortlist, distributed.share(starts))
         done = distributed.spread(reranked, starts, "re-ranking")
         rankings = [ranking for ranking, _ in done]
         scored = [r.scores for r in rankings if r.scores is not None]

@@ -57,10 +57,17 @@ class Shortlist:
         query, listed = queries[rows].to(device), gallery[candidates].to(device)
         return cls(torch.einsum("bd,bkd->bk", query.global_descriptor, listed.global_descriptor), query, listed)
 
+    def pin_memory(self) -> Shortlist:
+        """Copy to pinned memory, see `Descriptors.pin_memory`."""
+        present = None if self.present is None else self.present.pin_memory()
+        images = self.query.pin_memory(), self.candidates.pin_memory()
+        return Shortlist(self.similarities.pin_memory(), *images, present)
+
     def to(self, device: torch.device) -> Shortlist:
         """Move to a device."""
-        present = None if self.present is None else self.present.to(device)
-        return Shortlist(self.similarities.to(device), self.query.to(device), self.candidates.to(device), present)
+        present = None if self.present is None else self.present.to(device, non_blocking=True)
+        similarities = self.similarities.to(device, non_blocking=True)
+        return Shortlist(similarities, self.query.to(device), self.candidates.to(device), present)
 
     def take(self, places: Tensor) -> Shortlist:
         """Select candidates by their places (B, M) on the shortlist."""
