@@ -18,7 +18,7 @@ from locore.metrics.retrieval import relevance
 from locore.metrics.suites import Suite
 from locore.reranking.ensemble import Ensemble, StandardisedEnsemble
 from locore.reranking.reranker import Ranking, Reranker, Shortlist
-from locore.retrieval import Neighbours, nearest
+from locore.retrieval import SORTED, Neighbours, nearest
 from locore.utils import distributed
 from locore.utils.prefetch import ahead
 
@@ -38,7 +38,7 @@ class Search:
         queries: descriptors of all queries.
         gallery: descriptors of the gallery.
         rows: (Q,) indices of the queries that have a positive.
-        neighbours: of these queries, as deep as every metric needs.
+        neighbours: of these queries, as deep as every metric needs (see `build` for several processes).
         right: (Q, depth) bool, which neighbours are positives.
         junk: (Q, depth) bool, which neighbours are not counted.
         positives: (Q,) number of positives in the whole gallery.
@@ -69,6 +69,7 @@ class Search:
         candidates: int,
         protocol: str | None = None,
         neighbours: Neighbours | None = None,
+        once: bool = False,
     ) -> Search:
         """Search every query that has a positive, as deep as the candidates and the metrics need.
 
@@ -79,6 +80,8 @@ class Search:
             candidates: K, the number of candidates that will be re-ranked.
             protocol: one of the benchmark's; None = the first.
             neighbours: of all queries, from a file; None = they are searched.
+            once: of several processes the first alone has rankings that are deeper than `SORTED`, such as of a million
+                images, and measures; the others have the candidates.
 
         Raises:
             NoPositives: no query has a positive.
@@ -99,7 +102,17 @@ class Search:
         )
         positives = np.array([len(p) for p in positive])
         depth = max(candidates, benchmark.suite.depth(positives, len(gallery) - (own is not None)))
-        found = nearest(*vectors, rows, depth, own, demoted, neighbours)
+
+        def searched() -> Neighbours:
+            return nearest(*vectors, rows, depth, own, demoted, neighbours)
+
+        if once and depth > SORTED and distributed.count() > 1:
+            found = searched() if distributed.first() else None
+            head = distributed.agreed(found.first(candidates) if found else None)
+            found = found or head
+        else:
+            found = searched()
+        assert found is not None
         return cls(
             queries=queries,
             gallery=gallery,

@@ -194,14 +194,15 @@ def build_searches(
     for protocol in benchmark.protocols:
         try:
             depth = experiment.reranking.depth
-            searches[protocol] = Search.build(benchmark, queries, gallery, depth, protocol, neighbours)
+            once = not benchmark.validation  # where every process measures
+            searches[protocol] = Search.build(benchmark, queries, gallery, depth, protocol, neighbours, once)
         except NoPositives:
             if not searches:
                 raise
             log.warning("Under '%s' no query has a positive, so this protocol is left out.", protocol)
     first = next(iter(searches.values()))
     needed = benchmark.suite.depth(first.positives, len(gallery) - (benchmark.self_index is not None))
-    if (listed := first.neighbours.indices.shape[1]) < needed:
+    if distributed.first() and (listed := first.neighbours.indices.shape[1]) < needed:
         log.warning(
             "The shortlists have %d images and %s needs %d: right images that are not listed count as missed, so "
             "numbers are below those of a whole ranking.",

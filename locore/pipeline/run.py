@@ -94,7 +94,9 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
         if gate:
             for protocol, ranking in rankings.items():
                 orders[protocol]["gated"] = gate.order(ranking.similarities, ranking.order)
-        tables = {p: summary(search, orders[p], depth) for p, search in searches.items()}
+        tables = distributed.agreed(
+            {p: summary(search, orders[p], depth) for p, search in searches.items()} if distributed.first() else {}
+        )
         if gate:
             for protocol, ranking in rankings.items():
                 tables[protocol]["gate_opens"] = 100 * float(gate.opens(ranking.similarities).double().mean())

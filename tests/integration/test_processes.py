@@ -90,8 +90,11 @@ import sys
 
 from locore import retrieval
 from locore.descriptors import shards
+from locore.evaluation import search
 
 shards.PART, retrieval.ROWS, retrieval.QUERIES = 8, 20, int(sys.argv[1])  # so that there is something to share
+if retrieval.QUERIES == 9:  # rankings that are kept once
+    retrieval.SORTED = search.SORTED = 15
 
 from experiments import embed, extract, run
 
@@ -147,7 +150,9 @@ WINDOWS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("queries", "more"), [(8, []), (1024, []), (8, WINDOWS)])  # by queries, by gallery
+@pytest.mark.parametrize(
+    ("queries", "more"), [(8, []), (1024, []), (9, []), (8, WINDOWS)]
+)  # by queries, by gallery, once
 def test_a_run_ends_with_the_table_of_one_process(tmp_path, folders, queries, more):
     images = write_glyphs(tmp_path / "images")
     lines = [*QUICK, "Training.steps = 2", "Extractor.batch_size = 4", f"folder.path = '{images}'", *more]
