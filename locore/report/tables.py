@@ -61,12 +61,12 @@ def rows(
         table.append({"": "global", **{n: f"{every[0]['global'][n]:.1f}" for n in metrics_shown}})
     for name, runs in finished.items():
         found = measured[name]
-        row = {"": name, "parameters": f"{runs[0]['parameters'] / 1e6:.2f} M" if runs[0]["parameters"] else ""}
+        row = {"": name, "parameters": "", "start": runs[0].get("start", "")}
+        if runs[0]["parameters"]:
+            row["parameters"] = f"{runs[0]['parameters'] / 1e6:.2f} M"
         for n in metrics_shown:
             gain = mean(r["reranked"][n] - r["global"][n] for r in found)
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"
-        if runs[0]["parameters"]:
-            row["start"] = runs[0].get("start", "")
         main = metrics_shown[-1]
         if gains:
             row[f"95 % of its gain in {main}"] = "{:+.1f} to {:+.1f}".format(*gains[name])
