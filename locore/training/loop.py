@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -170,7 +171,8 @@ class Training:
             "best", the highest value of `monitor` (None without validation), and "seconds" of training.
 
         Raises:
-            ValueError: the loss is not finite, or the checkpoint is damaged or belongs to another model.
+            ValueError: the loss is not finite, the checkpoint is damaged or belongs to another model, or accelerate was
+                started with FSDP or DeepSpeed.
         """
         parts, monitor = self.grad_accumulation_steps, self.monitor or main
         if self.batch_size % (parts * distributed.count()):
@@ -178,6 +180,9 @@ class Training:
                 f"Training.batch_size {self.batch_size} cannot be cut into {parts} equal parts for each of "
                 f"{distributed.count()} processes."
             )
+        for name in ("FSDP", "DEEPSPEED"):
+            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+                raise ValueError(f"Every process keeps whole weights here; start accelerate without {name}.")
         unused = distributed.count() > 1 and _leaves_weights_out(model, losses, batches)
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),

@@ -324,6 +324,13 @@ def test_without_validation_the_last_weights_are_kept(tmp_path):
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_weights_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"start accelerate without {name}"):
+        fit(tmp_path)
+
+
 class Kept(GeneralTracker):
     name, requires_logging_directory, logged = "kept", False, []
 
