@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
+from backbones._recurrent import log_uniform_steps
 from backbones.encoder import ListLayout
 from backbones.ops.causal_conv import causal_conv
 from backbones.ops.selective_scan import SKIPPED, selective_scan
@@ -31,11 +32,9 @@ class Direction(nn.Module):
         self.dt_proj = nn.Linear(rank, channels)
         self.A_log = nn.Parameter(torch.arange(1, state + 1.0).log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
-        # Steps start log-uniform in [0.001, 0.1] (Mamba, section 3.6): the bias is their inverse softplus.
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        step = torch.empty(channels).uniform_(math.log(0.001), math.log(0.1)).exp()
         with torch.no_grad():
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
+            self.dt_proj.bias.copy_(log_uniform_steps(channels))
 
 
 def mix(directions: Sequence[Any], x: Tensor, mask: Tensor | None) -> Tensor:

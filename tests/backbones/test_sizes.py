@@ -19,6 +19,9 @@ def test_backbones_of_size_mini_are_equally_large():
     """Within one per cent, so that a table over them compares structures."""
     counts = {
         name: sum(p.numel() for p in backbones.create(name, "mini").parameters())
-        for name in ("mamba", "rwkv", "longformer", "transformer", "pairwise", "query_attention")
+        for name in (
+            *("mamba", "mamba2", "rwkv", "gated_deltanet", "linear_attention", "list_attention"),
+            *("longformer", "transformer", "pairwise", "query_attention"),
+        )
     }
     assert max(counts.values()) < 1.01 * min(counts.values()), counts

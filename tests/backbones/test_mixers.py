@@ -1,0 +1,126 @@
+"""Linear recurrences in chunks: the outputs of their authors' readable code, their definition, both directions."""
+
+import pytest
+import torch
+from golden_files import FOLDER
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from backbones.linear_attention import linear_attention
+from backbones.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference
+from backbones.ops.ssd import ssd, ssd_chunked, ssd_reference
+
+TOKENS = 45
+
+
+def golden(name):
+    return load_file(FOLDER / f"mixer_{name}.io.safetensors")
+
+
+def ssd_inputs(dtype, *lead, tokens=TOKENS, heads=3, groups=1):
+    """Batches by `lead`; with directions (2, batch), else (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    widths = ((heads, 5), (heads,), (groups, 4), (groups, 4))
+    x, decay, B, C = (torch.randn(*lead, tokens, *w, dtype=dtype, generator=generator) for w in widths)
+    return [v.requires_grad_() for v in (x, -decay.abs(), B, C)]
+
+
+def delta_inputs(dtype, *lead, tokens=TOKENS, heads=3):
+    generator = torch.Generator().manual_seed(0)
+    widths = ((heads, 4), (heads, 4), (heads, 5), (heads,), (heads,))
+    q, k, v, g, beta = (torch.randn(*lead, tokens, *w, dtype=dtype, generator=generator) for w in widths)
+    return [x.requires_grad_() for x in (q, F.normalize(k, dim=-1), v, -g.abs(), beta.sigmoid())]
+
+
+MIXERS = {
+    "ssd": (ssd, ssd_chunked, ssd_reference, ssd_inputs),
+    "gated_delta_rule": (gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference, delta_inputs),
+}
+every_mixer = pytest.mark.parametrize("name", MIXERS)
+
+
+def golden_inputs(name):
+    """The golden inputs as our operators take them, the outputs and the last state."""
+    g = golden(name)
+    if name == "ssd":
+        return (g["dt"][..., None] * g["x"], g["dt"] * g["A"], g["B"], g["C"]), g["o"], g["state"]
+    return (g["q"] / g["q"].shape[-1] ** 0.5, g["k"], g["v"], g["g"], g["beta"]), g["o"], g["state"]
+
+
+@every_mixer
+def test_the_definition_is_that_of_the_published_code(name):
+    inputs, expected, last = golden_inputs(name)
+    outputs, state = MIXERS[name][2](*inputs)
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+
+
+@every_mixer
+@pytest.mark.parametrize("way", [0, 1])
+def test_each_direction_is_the_published_code_on_a_flipped_list(name, way):
+    """The other direction gets inputs that leave the state at zero, so that it adds nothing."""
+    inputs, expected, _ = golden_inputs(name)
+    nothing = [torch.zeros_like(x) for x in inputs]
+    turned = [x.flip(1) for x in inputs]
+    pairs = zip(turned, nothing, strict=True) if way else zip(inputs, nothing, strict=True)
+    stacked = [torch.stack([other, own] if way else [own, other]) for own, other in pairs]
+    found = MIXERS[name][0](*stacked)
+    torch.testing.assert_close(found.flip(1) if way else found, expected, atol=1e-4, rtol=1e-4)
+
+
+@every_mixer
+@pytest.mark.parametrize("size", [1, 7, 32, TOKENS, 200])
+def test_chunks_of_any_size_are_the_definition_with_its_gradients(name, size):
+    _, chunked, reference, make = MIXERS[name]
+    inputs = make(torch.float64, 2)
+    ours, expected = chunked(*inputs, size), reference(*inputs)[0]
+    torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
+    upstream = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.slow
+@every_mixer
+def test_gradients_against_finite_differences(name):
+    operator, _, _, make = MIXERS[name]
+    assert torch.autograd.gradcheck(lambda *x: operator(*x, 4), make(torch.float64, 2, 1, tokens=9), fast_mode=True)
+
+
+@every_mixer
+def test_a_token_without_weight_leaves_the_state_as_it_was(name):
+    operator, _, _, make = MIXERS[name]
+    inputs = [x.detach() for x in make(torch.float32, 2, 2)]
+    for place in (0, 1) if name == "ssd" else (3, 4):  # x and the decay; the decay and the writing
+        inputs[place][:, :, 20:25] = 0
+    kept = torch.cat([torch.arange(20), torch.arange(25, TOKENS)])
+    short = operator(*(x[:, :, kept] for x in inputs))
+    torch.testing.assert_close(operator(*inputs)[:, kept], short, atol=1e-5, rtol=1e-5)
+
+
+@every_mixer
+def test_strong_decay_has_finite_gradients(name):
+    operator, _, _, make = MIXERS[name]
+    inputs = [x.detach() for x in make(torch.float32, 2, 1, tokens=90)]
+    inputs[1 if name == "ssd" else 3] *= 1000
+    inputs = [x.requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(operator(*inputs).square().sum(), inputs)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_without_decay_ssd_is_a_plain_sum():
+    x, decay, B, C = (v.detach() for v in ssd_inputs(torch.float64, 2))
+    found = ssd_chunked(x, 0 * decay, B, C, 16)
+    scores = torch.einsum("ntgs,nugs->ntu", C, B).tril()
+    torch.testing.assert_close(found, torch.einsum("ntu,nuhp->nthp", scores, x), atol=1e-10, rtol=1e-10)
+
+
+def test_linear_attention_is_the_published_code_and_a_quadratic_average():
+    g = golden("linear_attention")
+    tokens = g["q"].shape[2]
+    found = linear_attention(g["q"], g["k"], g["v"], tokens)
+    torch.testing.assert_close(found, g["o"], atol=1e-5, rtol=1e-5)
+    weights = g["q"] @ g["k"].mT
+    torch.testing.assert_close(found, (weights / weights.sum(-1, keepdim=True)) @ g["v"], atol=1e-4, rtol=1e-4)
