@@ -29,16 +29,16 @@ class BidirectionalMamba2(nn.Module):
         width: D.
         expansion: channels over D.
         state: N, values that a channel keeps.
-        head: channels of a head, which share a decay.
+        heads: whose channels share a decay.
         kernel: taps of the convolution.
     """
 
-    def __init__(self, width: int, expansion: float, state: int, head: int, kernel: int):
+    def __init__(self, width: int, expansion: float, state: int, heads: int, kernel: int):
         super().__init__()
         channels = int(width * expansion)
-        if channels % head:
-            raise ValueError(f"mamba2 has {channels} channels, which is not a multiple of a head's {head}.")
-        self.channels, self.state, self.heads = channels, state, channels // head
+        if channels % heads:
+            raise ValueError(f"mamba2 has {channels} channels, which is not a multiple of mamba2.mixer_heads {heads}.")
+        self.channels, self.state, self.heads = channels, state, heads
         mixed = channels + 2 * state
         self.norm = nn.LayerNorm(width)
         self.in_proj = nn.Linear(width, channels + mixed + self.heads, bias=False)
@@ -80,10 +80,10 @@ class BidirectionalMamba2(nn.Module):
 
 @register(
     "mamba2",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32, "head": 32},
-    tiny={"width": 384, "depth": 6, "heads": 6},
-    small={"width": 512, "depth": 11, "heads": 8},
-    base={"width": 768, "depth": 9, "heads": 12},
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32, "mixer_heads": 6},
+    tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 12},
+    small={"width": 512, "depth": 11, "heads": 8, "mixer_heads": 16},
+    base={"width": 768, "depth": 9, "heads": 12, "mixer_heads": 24},
 )
 class Mamba2(InterleavedEncoder):
     """Bidirectional Mamba-2 with query attention.
@@ -94,7 +94,7 @@ class Mamba2(InterleavedEncoder):
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
         state: N, values that a channel keeps.
-        head: channels of a Mamba-2 head.
+        mixer_heads: heads of the recurrence.
         kernel: taps of the convolution.
         mixer_expansion: Mamba channels over D.
         expansion: feed-forward width of query attention over D.
@@ -107,7 +107,7 @@ class Mamba2(InterleavedEncoder):
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
         state: int = 64,
-        head: int = 64,
+        mixer_heads: int = 12,
         kernel: int = 4,
         mixer_expansion: float = 2,
         expansion: float = 4,
@@ -115,7 +115,7 @@ class Mamba2(InterleavedEncoder):
         super().__init__(
             width,
             depth,
-            lambda: BidirectionalMamba2(width, mixer_expansion, state, head, kernel),
+            lambda: BidirectionalMamba2(width, mixer_expansion, state, mixer_heads, kernel),
             query_attention_layers,
             heads,
             expansion,

@@ -16,6 +16,12 @@ COMPILED = ("mamba", "rwkv")  # numba compiles their kernels anew for float64, w
 def test_encoder_conforms(name, monkeypatch):
     if name in COMPILED:
         monkeypatch.setattr(conformance, "RULES", [rule for rule in RULES if rule is not double_precision])
+    check_backbone(lambda: backbones.create(name, depth=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", backbones.available())
+def test_encoder_conforms_as_it_is(name):
     check_backbone(name)
 
 
