@@ -169,6 +169,24 @@ def query_reach(make) -> None:
 
 
 @rule
+def nothing_carried(make) -> None:
+    """An encoder whose state_size is 0 tells a candidate nothing of the others."""
+    encoder, layout = make().eval(), LAYOUTS[3]
+    if encoder.state_size != 0:
+        return
+    tokens, mask = lists(encoder, layout)
+    first = slice(layout.block, 2 * layout.block)
+    changed = tokens.clone()
+    changed[:, first] = torch.randn_like(changed[:, first])
+    others = slice(2 * layout.block, layout.tokens)
+    difference = apart(encoder(tokens, layout, mask)[:, others], encoder(changed, layout, mask)[:, others])
+    require(
+        difference <= TOLERANCE,
+        f"state_size is 0, and one candidate changed others by {difference:.2e}; say how large the state is, or None",
+    )
+
+
+@rule
 def query_attention_order(make) -> None:
     """Query-attention layers alone are equivariant to the order of the candidates."""
     encoder, layout = make().eval(), LAYOUTS[3]

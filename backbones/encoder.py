@@ -54,9 +54,12 @@ class SequenceEncoder(nn.Module, ABC):
     Attributes:
         hidden_size: D, the width of the tokens that it takes and returns.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+        state_size: values that a layer carries from image to image, in each direction; 0 = candidates know nothing of
+            each other; None = it carries no state: attention reads all tokens.
     """
 
     hidden_size: int
+    state_size: int | None = None
     gradient_checkpointing: bool = False
 
     @abstractmethod

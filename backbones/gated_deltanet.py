@@ -118,3 +118,4 @@ class GatedDeltaNet(InterleavedEncoder):
             heads,
             expansion,
         )
+        self.state_size = mixer_heads * key * value

@@ -76,3 +76,4 @@ class LinearAttentionEncoder(InterleavedEncoder):
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):
         super().__init__(width, depth, lambda: LinearAttention(width, heads), None, heads, expansion)
+        self.state_size = width * (width // heads + 1)  # keys times values, and the sum of the keys

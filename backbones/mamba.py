@@ -133,3 +133,4 @@ class Mamba(InterleavedEncoder):
             heads,
             expansion,
         )
+        self.state_size = int(width * mixer_expansion) * state

@@ -120,3 +120,4 @@ class Mamba2(InterleavedEncoder):
             heads,
             expansion,
         )
+        self.state_size = int(width * mixer_expansion) * state

@@ -51,7 +51,7 @@ class Pairwise(SequenceEncoder):
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):
         super().__init__()
-        self.hidden_size = width
+        self.hidden_size, self.state_size = width, 0
         self.layers = nn.ModuleList(PairLayer(width, heads, int(width * expansion)) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 

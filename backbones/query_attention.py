@@ -25,3 +25,4 @@ class QueryAttentionOnly(InterleavedEncoder):
 
     def __init__(self, width: int = 192, depth: int = 4, heads: int = 6, expansion: float = 4):
         super().__init__(width, depth, None, None, heads, expansion)
+        self.state_size = 0

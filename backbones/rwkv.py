@@ -118,3 +118,4 @@ class RWKV(InterleavedEncoder):
             heads,
             expansion,
         )
+        self.state_size = 2 * width  # a weighted sum of values, and the sum of the weights

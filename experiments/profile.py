@@ -163,6 +163,7 @@ def _cost(name: str, options: argparse.Namespace) -> dict:
     return {
         "case": f"{name}, {math.prod(options.layout)} tokens",
         "parameters": side.about["parameters"],
+        **({"state_size": side.about["state_size"]} if "state_size" in side.about else {}),
         "gflops": round(found["flops"] * 100 / (options.layout[1] - 1) / 1e9, 2) if found["flops"] else None,
         "latency_s": round(median(seconds), 4),
         "latency_mean_s": round(mean(seconds), 4),

@@ -21,7 +21,7 @@ from backbones import ListLayout, create
 from experiments._config import read_experiment
 from experiments._profiling import peers
 from locore.pipeline.build import build_reranker, create_reranker, with_windows_and_stages
-from locore.reranking import Shortlist
+from locore.reranking import ListwiseReranker, Shortlist
 from locore.reranking.storage import descriptor_bytes
 from locore.utils.allocator import give_back_freed_memory, keep_freed_memory
 
@@ -138,7 +138,10 @@ def _reranker(spec: dict, layout):
             found["stored"] = descriptor_bytes(reranker, local_count, local_dim, global_dim)
         return found
 
-    return run, {"parameters": parameters}, finish
+    about = {"parameters": parameters}
+    if isinstance(made, ListwiseReranker) and made.encoder.state_size is not None:
+        about["state_size"] = made.encoder.state_size
+    return run, about, finish
 
 
 def flops(run) -> int:

@@ -113,6 +113,7 @@ def run_experiment(experiment: Experiment, folder: str | Path, seed: int = 0, co
     metrics = {
         "benchmark": benchmark.name,
         "start": experiment.model.start_name,
+        "state_size": model.encoder.state_size if isinstance(model, ListwiseReranker) else None,
         "backbone": model.spec["encoder"] if isinstance(model, ListwiseReranker) else experiment.model.method,
         "candidates": depth,
         "protocol": first,

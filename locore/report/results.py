@@ -19,7 +19,16 @@ NAMES = ("commit", "machine", "benchmark", "backbone", "start")
 METHODS = ("global", "reranked", "ensemble", "gated", "oracle", "chance")
 COUNTS = ("queries", "gate_opens")  # of a protocol, beside its metrics
 COSTS = ("ms", "mb", "gflops", "stored")  # of a list on one machine, see `experiments.compare --costs`
-FIELDS = ("parameters", "descriptor_bytes", "candidates", "alpha", "temperature", "latency_ms", "peak_memory_mb")
+FIELDS = (
+    "parameters",
+    "state_size",
+    "descriptor_bytes",
+    "candidates",
+    "alpha",
+    "temperature",
+    "latency_ms",
+    "peak_memory_mb",
+)
 
 QueryMetrics = dict[str, dict[str, np.ndarray]]  # protocol -> metric -> (Q,), with "query" and "class"
 

@@ -64,6 +64,8 @@ def rows(
         row = {"": name, "parameters": "", "start": runs[0].get("start", "")}
         if runs[0]["parameters"]:
             row["parameters"] = f"{runs[0]['parameters'] / 1e6:.2f} M"
+        if runs[0].get("state_size") is not None:
+            row["state a layer"] = f"{runs[0]['state_size']:,}"
         for n in metrics_shown:
             gain = mean(r["reranked"][n] - r["global"][n] for r in found)
             row[n] = f"{spread([r['reranked'][n] for r in found])} ({gain:+.1f})"

@@ -123,7 +123,12 @@ class Quadratic(Mean):
         return super().forward(tokens, layout, mask) + scores.softmax(-1) @ torch.where(mask[:, :, None], tokens, 0.0)
 
 
+class Modest(Mean):
+    state_size = 0
+
+
 BROKEN = {
+    "nothing_carried": Modest,
     "shapes": Narrow,
     "masked_tokens": Leaking,
     "appended_padding": Unpadded,
@@ -138,6 +143,18 @@ BROKEN = {
     "autocast": Overflowing,
     "memory": Quadratic,
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "state_size"),
+    [
+        *(("mamba", 1536), ("rwkv", 384), ("mamba2", 6144), ("gated_deltanet", 6144), ("linear_attention", 6336)),
+        *((name, 0) for name in ("pairwise", "query_attention")),
+        *((name, None) for name in ("longformer", "transformer", "list_attention")),
+    ],
+)
+def test_a_layer_carries_so_many_values(name, state_size):
+    assert backbones.create(name).state_size == state_size
 
 
 def test_the_sound_one_conforms():
