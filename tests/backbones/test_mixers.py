@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from backbones.linear_attention import linear_attention
 from backbones.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference
+from backbones.ops.mlstm import SHUT, mlstm, mlstm_chunked, mlstm_reference
+from backbones.ops.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_reference
 from backbones.ops.ssd import ssd, ssd_chunked, ssd_reference
 
 TOKENS = 45
@@ -32,35 +34,81 @@ def delta_inputs(dtype, *lead, tokens=TOKENS, heads=3):
     return [x.requires_grad_() for x in (q, F.normalize(k, dim=-1), v, -g.abs(), beta.sigmoid())]
 
 
+def mlstm_inputs(dtype, *lead, tokens=TOKENS, heads=3):
+    generator = torch.Generator().manual_seed(0)
+    widths = ((heads, 4), (heads, 4), (heads, 5), (heads,), (heads,))
+    q, k, v, log_i, log_f = (torch.randn(*lead, tokens, *w, dtype=dtype, generator=generator) for w in widths)
+    return [x.requires_grad_() for x in (q, k, v, 3 * log_i, F.logsigmoid(2 + log_f))]
+
+
+def rwkv7_inputs(dtype, *lead, tokens=TOKENS, heads=3):
+    generator = torch.Generator().manual_seed(0)
+    widths = [(heads, 4)] * 3 + [(heads, 5)] + [(heads, 4)] * 2
+    r, w, k, v, kappa, a = (torch.randn(*lead, tokens, *each, dtype=dtype, generator=generator) for each in widths)
+    return [x.requires_grad_() for x in (r, -0.607 * w.sigmoid(), k, v, F.normalize(kappa, dim=-1), a.sigmoid())]
+
+
+def outputs_alone(reference):
+    """Some definitions return their last state as well."""
+    return lambda *inputs: found[0] if isinstance(found := reference(*inputs), tuple) else found
+
+
 MIXERS = {
-    "ssd": (ssd, ssd_chunked, ssd_reference, ssd_inputs),
-    "gated_delta_rule": (gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference, delta_inputs),
+    "ssd": (ssd, ssd_chunked, outputs_alone(ssd_reference), ssd_inputs),
+    "gated_delta_rule": (
+        gated_delta_rule,
+        gated_delta_rule_chunked,
+        outputs_alone(gated_delta_rule_reference),
+        delta_inputs,
+    ),
+    "mlstm": (mlstm, mlstm_chunked, mlstm_reference, mlstm_inputs),
+    "rwkv7": (rwkv7, rwkv7_chunked, outputs_alone(rwkv7_reference), rwkv7_inputs),
+}
+# What a token has that leaves the state as it was, by the place of the input.
+NEUTRAL = {
+    "ssd": {0: 0.0, 1: 0.0},
+    "gated_delta_rule": {3: 0.0, 4: 0.0},
+    "mlstm": {3: SHUT, 4: 0.0},
+    "rwkv7": dict.fromkeys(range(1, 6), 0.0),
 }
 every_mixer = pytest.mark.parametrize("name", MIXERS)
 
 
 def golden_inputs(name):
-    """The golden inputs as our operators take them, the outputs and the last state."""
+    """The golden inputs as our operators take them, and the outputs."""
     g = golden(name)
     if name == "ssd":
-        return (g["dt"][..., None] * g["x"], g["dt"] * g["A"], g["B"], g["C"]), g["o"], g["state"]
-    return (g["q"] / g["q"].shape[-1] ** 0.5, g["k"], g["v"], g["g"], g["beta"]), g["o"], g["state"]
+        return (g["dt"][..., None] * g["x"], g["dt"] * g["A"], g["B"], g["C"]), g["o"]
+    if name == "gated_delta_rule":
+        return (g["q"] / g["q"].shape[-1] ** 0.5, g["k"], g["v"], g["g"], g["beta"]), g["o"]
+    g = {name: value.transpose(1, 2) for name, value in g.items() if name != "state"}
+    if name == "rwkv7":
+        return tuple(g[n] for n in ("r", "log_w", "k", "v", "kappa", "a")), g["o"]
+    gates = g["i"][..., 0], F.logsigmoid(g["f"][..., 0])
+    return (g["q"], g["k"] / g["k"].shape[-1] ** 0.5, g["v"], *gates), g["h"]
 
 
 @every_mixer
 def test_the_definition_is_that_of_the_published_code(name):
-    inputs, expected, last = golden_inputs(name)
-    outputs, state = MIXERS[name][2](*inputs)
-    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+    inputs, expected = golden_inputs(name)
+    torch.testing.assert_close(MIXERS[name][2](*inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("ssd", ssd_reference), ("gated_delta_rule", gated_delta_rule_reference), ("rwkv7", rwkv7_reference)],
+)
+def test_the_last_state_is_that_of_the_published_code(name, reference):
+    _, state = reference(*golden_inputs(name)[0])
+    torch.testing.assert_close(state, golden(name)["state"], atol=1e-5, rtol=1e-5)
 
 
 @every_mixer
 @pytest.mark.parametrize("way", [0, 1])
 def test_each_direction_is_the_published_code_on_a_flipped_list(name, way):
     """The other direction gets inputs that leave the state at zero, so that it adds nothing."""
-    inputs, expected, _ = golden_inputs(name)
-    nothing = [torch.zeros_like(x) for x in inputs]
+    inputs, expected = golden_inputs(name)
+    nothing = [torch.full_like(x, NEUTRAL[name].get(place, 0.0)) for place, x in enumerate(inputs)]
     turned = [x.flip(1) for x in inputs]
     pairs = zip(turned, nothing, strict=True) if way else zip(inputs, nothing, strict=True)
     stacked = [torch.stack([other, own] if way else [own, other]) for own, other in pairs]
@@ -73,7 +121,7 @@ def test_each_direction_is_the_published_code_on_a_flipped_list(name, way):
 def test_chunks_of_any_size_are_the_definition_with_its_gradients(name, size):
     _, chunked, reference, make = MIXERS[name]
     inputs = make(torch.float64, 2)
-    ours, expected = chunked(*inputs, size), reference(*inputs)[0]
+    ours, expected = chunked(*inputs, size), reference(*inputs)
     torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
     upstream = torch.randn_like(expected)
     for a, b in zip(
@@ -93,21 +141,36 @@ def test_gradients_against_finite_differences(name):
 def test_a_token_without_weight_leaves_the_state_as_it_was(name):
     operator, _, _, make = MIXERS[name]
     inputs = [x.detach() for x in make(torch.float32, 2, 2)]
-    for place in (0, 1) if name == "ssd" else (3, 4):  # x and the decay; the decay and the writing
-        inputs[place][:, :, 20:25] = 0
+    for place, value in NEUTRAL[name].items():
+        inputs[place][:, :, 20:25] = value
     kept = torch.cat([torch.arange(20), torch.arange(25, TOKENS)])
     short = operator(*(x[:, :, kept] for x in inputs))
     torch.testing.assert_close(operator(*inputs)[:, kept], short, atol=1e-5, rtol=1e-5)
 
 
-@every_mixer
-def test_strong_decay_has_finite_gradients(name):
+@pytest.mark.parametrize(("name", "decay"), [("ssd", 1), ("gated_delta_rule", 3), ("mlstm", 4)])
+def test_strong_decay_has_finite_gradients(name, decay):
     operator, _, _, make = MIXERS[name]
     inputs = [x.detach() for x in make(torch.float32, 2, 1, tokens=90)]
-    inputs[1 if name == "ssd" else 3] *= 1000
+    inputs[decay] *= 1000
     inputs = [x.requires_grad_() for x in inputs]
     gradients = torch.autograd.grad(operator(*inputs).square().sum(), inputs)
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_rwkv7_is_exact_at_the_strongest_decay_of_its_gate():
+    inputs = rwkv7_inputs(torch.float32, 1, tokens=200)
+    inputs[1] = torch.full_like(inputs[1], -0.607).requires_grad_()
+    expected = rwkv7_reference(*(x.double() for x in inputs))[0].float()
+    torch.testing.assert_close(rwkv7_chunked(*inputs, 32), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_list_that_is_masked_from_its_start_on_is_finite():
+    q, k, v, log_i, log_f = (x.detach() for x in mlstm_inputs(torch.float32, 2, 1))
+    log_i[:, :, :40], log_f[:, :, :40] = SHUT, 0
+    inputs = [x.requires_grad_() for x in (q, k, v, log_i, log_f)]
+    found = mlstm(*inputs)
+    assert found.isfinite().all() and all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), inputs))
 
 
 def test_without_decay_ssd_is_a_plain_sum():
