@@ -108,3 +108,9 @@ def test_recomputing_layers_gives_the_same_gradients(name):
         encoder(tokens, layout, mask).square().sum().backward()
         gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_every_fourth_layer_of_a_hybrid_attends_to_the_list():
+    # Each is followed by query attention.
+    layers = [type(layer).__name__ for layer in create("hybrid", depth=8).layers][::2]
+    assert layers == 2 * [*(3 * ["BidirectionalDeltaNet"]), "ListAttention"]
