@@ -6,6 +6,7 @@ from golden_files import FOLDER
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from backbones.hydra import centred_conv, quasi_separable
 from backbones.linear_attention import linear_attention
 from backbones.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference
 from backbones.ops.mlstm import SHUT, mlstm, mlstm_chunked, mlstm_reference
@@ -178,6 +179,23 @@ def test_without_decay_ssd_is_a_plain_sum():
     found = ssd_chunked(x, 0 * decay, B, C, 16)
     scores = torch.einsum("ntgs,nugs->ntu", C, B).tril()
     torch.testing.assert_close(found, torch.einsum("ntu,nuhp->nthp", scores, x), atol=1e-10, rtol=1e-10)
+
+
+def test_hydra_is_a_matrix_whose_diagonal_is_empty():
+    """A token reads those before it and those after it, each as the recurrence of its direction left them."""
+    inputs = ssd_inputs(torch.float64, 2, 1)
+    found = quasi_separable(*inputs)
+    ahead, back = (ssd_reference(*(x[way].flip(1) if way else x[way] for x in inputs))[0] for way in (0, 1))
+    expected = torch.zeros_like(found)
+    expected[:, 1:] += ahead[:, :-1]
+    expected[:, :-1] += back.flip(1)[:, 1:]
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_centred_convolution_is_pytorchs():
+    x, weight, bias = torch.randn(2, 9, 4), torch.randn(4, 7), torch.randn(4)
+    expected = F.conv1d(x.mT, weight[:, None], bias, padding=3, groups=4).mT
+    torch.testing.assert_close(centred_conv(x, weight, bias), expected)
 
 
 def test_linear_attention_is_the_published_code_and_a_quadratic_average():
