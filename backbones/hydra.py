@@ -33,8 +33,8 @@ def quasi_separable(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tenso
         (batch, T, heads, P), the sum of both directions, each one step late.
     """
 
-    def late(*inputs: Tensor) -> Tensor:
-        return F.pad(ssd_chunked(*inputs, CHUNK)[:, :-1], (0, 0, 0, 0, 1, 0))
+    def late(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        return F.pad(ssd_chunked(x, log_decay, B, C, CHUNK)[:, :-1], (0, 0, 0, 0, 1, 0))
 
     return both_ways(late, x, log_decay, B, C)
 
