@@ -149,7 +149,7 @@ BROKEN = {
     ("name", "state_size"),
     [
         *(("mamba", 1536), ("rwkv", 384), ("mamba2", 6144), ("gated_deltanet", 6144), ("rwkv7", 6144)),
-        *(("linear_attention", 6336), ("mlstm", 6336), ("hybrid", None), ("hydra", 6144)),
+        *(("linear_attention", 6336), ("mlstm", 6336), ("hybrid", None), ("hydra", 6144), ("mamba3", 6144)),
         *((name, 0) for name in ("pairwise", "query_attention")),
         *((name, None) for name in ("longformer", "transformer", "list_attention")),
     ],

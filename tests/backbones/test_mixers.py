@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from backbones.hydra import centred_conv, quasi_separable
 from backbones.linear_attention import linear_attention
+from backbones.mamba3 import trapezoidal_scan
+from backbones.ops._chunks import both_ways
 from backbones.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_chunked, gated_delta_rule_reference
 from backbones.ops.mlstm import SHUT, mlstm, mlstm_chunked, mlstm_reference
 from backbones.ops.rwkv7 import rwkv7, rwkv7_chunked, rwkv7_reference
@@ -196,6 +198,43 @@ def test_a_centred_convolution_is_pytorchs():
     x, weight, bias = torch.randn(2, 9, 4), torch.randn(4, 7), torch.randn(4)
     expected = F.conv1d(x.mT, weight[:, None], bias, padding=3, groups=4).mT
     torch.testing.assert_close(centred_conv(x, weight, bias), expected)
+
+
+def mamba3_golden():
+    """The golden inputs as `trapezoidal_scan` takes them, the outputs, and what the skip adds to them."""
+    g = golden("mamba3")
+    delta, decay, share = (g[name].transpose(1, 2) for name in ("dt", "A_dt", "trap"))
+    real = torch.ones(g["x"].shape[:2], dtype=torch.bool)
+    of_state = g["B"] + g["B_bias"], g["C"] + g["C_bias"]
+    inputs = [g["x"], delta, decay / delta, share.sigmoid(), g["angles"], *of_state, real]
+    return inputs, g["o"], g["D"][:, None] * g["x"]
+
+
+def test_mamba3_is_the_published_code_in_both_directions():
+    inputs, expected, skip = mamba3_golden()
+    torch.testing.assert_close(trapezoidal_scan(*inputs) + skip, expected, atol=1e-4, rtol=1e-4)
+    nothing = [torch.zeros_like(x) for x in inputs]
+    stacked = [torch.stack([none, x.flip(1)]) for none, x in zip(nothing, inputs, strict=True)]
+    found = both_ways(trapezoidal_scan, *stacked).flip(1)
+    torch.testing.assert_close(found + skip, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_masked_token_is_taken_out_of_mamba3():
+    """Also between two real tokens, of which the later one takes half of its step from the earlier one."""
+    *inputs, real = mamba3_golden()[0]
+    real[:, 0] = real[:, 10:14] = real[:, -2:] = False
+    kept = real[0].nonzero().flatten()
+    short = trapezoidal_scan(*(x[:, kept] for x in (*inputs, real)))
+    torch.testing.assert_close(trapezoidal_scan(*inputs, real)[:, kept], short, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_of_mamba3_against_finite_differences():
+    *inputs, real = mamba3_golden()[0]
+    small = [x[:1, :9].double().requires_grad_() for x in inputs]
+    real = real[:1, :9].clone()
+    real[:, 4] = False
+    assert torch.autograd.gradcheck(lambda *x: trapezoidal_scan(*x, real), small, fast_mode=True)
 
 
 def test_linear_attention_is_the_published_code_and_a_quadratic_average():

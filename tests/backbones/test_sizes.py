@@ -20,7 +20,7 @@ def test_backbones_of_size_mini_are_equally_large():
     counts = {
         name: sum(p.numel() for p in backbones.create(name, "mini").parameters())
         for name in (
-            *("mamba", "mamba2", "hydra", "rwkv", "rwkv7", "gated_deltanet", "mlstm", "hybrid"),
+            *("mamba", "mamba2", "mamba3", "hydra", "rwkv", "rwkv7", "gated_deltanet", "mlstm", "hybrid"),
             *("linear_attention", "list_attention"),
             *("longformer", "transformer", "pairwise", "query_attention"),
         )
