@@ -78,10 +78,10 @@ class BidirectionalDeltaNet(nn.Module):
 
 @register(
     "gated_deltanet",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_heads": 6, "key": 32, "value": 32, "expansion": 3.15},
-    tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 6},
-    small={"width": 512, "depth": 11, "heads": 8, "mixer_heads": 8},
-    base={"width": 768, "depth": 9, "heads": 12, "mixer_heads": 12},
+    mini={"width": 192, "depth": 4, "heads": 6, "key": 32, "value": 32, "expansion": 3.15},
+    tiny={"width": 384, "depth": 6, "heads": 6},
+    small={"width": 512, "depth": 11, "heads": 8},
+    base={"width": 768, "depth": 9, "heads": 12},
 )
 class GatedDeltaNet(InterleavedEncoder):
     """Bidirectional gated DeltaNet with query attention.
@@ -91,7 +91,7 @@ class GatedDeltaNet(InterleavedEncoder):
         depth: number of layers.
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
-        mixer_heads: heads of the recurrence.
+        mixer_heads: heads of the recurrence; None = as many as query attention has.
         key: K, width of a head's keys.
         value: V, width of a head's values.
         kernel: taps of the convolution.
@@ -104,12 +104,13 @@ class GatedDeltaNet(InterleavedEncoder):
         depth: int = 4,
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
-        mixer_heads: int = 6,
+        mixer_heads: int | None = None,
         key: int = 64,
         value: int = 64,
         kernel: int = 4,
         expansion: float = 4,
     ):
+        mixer_heads = mixer_heads or heads
         super().__init__(
             width,
             depth,

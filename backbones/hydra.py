@@ -114,7 +114,7 @@ class QuasiSeparable(nn.Module):
 
 @register(
     "hydra",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32, "mixer_heads": 6, "expansion": 3.82},
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32, "expansion": 3.82},
     tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 12},
     small={"width": 512, "depth": 11, "heads": 8, "mixer_heads": 16},
     base={"width": 768, "depth": 9, "heads": 12, "mixer_heads": 24},
@@ -128,7 +128,7 @@ class Hydra(InterleavedEncoder):
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
         state: N, values that a channel keeps in each direction.
-        mixer_heads: heads of the recurrence.
+        mixer_heads: heads of the recurrence; None = as many as query attention has.
         kernel: taps of the convolution, odd.
         mixer_expansion: channels over D.
         expansion: feed-forward width of query attention over D.
@@ -141,11 +141,12 @@ class Hydra(InterleavedEncoder):
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
         state: int = 64,
-        mixer_heads: int = 12,
+        mixer_heads: int | None = None,
         kernel: int = 7,
         mixer_expansion: float = 2,
         expansion: float = 4,
     ):
+        mixer_heads = mixer_heads or heads
         super().__init__(
             width,
             depth,

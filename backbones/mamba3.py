@@ -123,7 +123,7 @@ class BidirectionalMamba3(nn.Module):
 
 @register(
     "mamba3",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32, "mixer_heads": 6},
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1, "state": 32},
     tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 12},
     small={"width": 512, "depth": 11, "heads": 8, "mixer_heads": 16},
     base={"width": 768, "depth": 9, "heads": 12, "mixer_heads": 24},
@@ -137,7 +137,7 @@ class Mamba3(InterleavedEncoder):
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
         state: N, values that a channel keeps, even.
-        mixer_heads: heads of the recurrence.
+        mixer_heads: heads of the recurrence; None = as many as query attention has.
         mixer_expansion: Mamba channels over D.
         expansion: feed-forward width of query attention over D.
     """
@@ -149,10 +149,11 @@ class Mamba3(InterleavedEncoder):
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
         state: int = 64,
-        mixer_heads: int = 12,
+        mixer_heads: int | None = None,
         mixer_expansion: float = 2,
         expansion: float = 4,
     ):
+        mixer_heads = mixer_heads or heads
         super().__init__(
             width,
             depth,

@@ -77,10 +77,10 @@ class BidirectionalMLSTM(nn.Module):
 
 @register(
     "mlstm",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_heads": 6, "head": 32, "expansion": 3.15},
-    tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 6},
-    small={"width": 512, "depth": 11, "heads": 8, "mixer_heads": 8},
-    base={"width": 768, "depth": 9, "heads": 12, "mixer_heads": 12},
+    mini={"width": 192, "depth": 4, "heads": 6, "head": 32, "expansion": 3.15},
+    tiny={"width": 384, "depth": 6, "heads": 6},
+    small={"width": 512, "depth": 11, "heads": 8},
+    base={"width": 768, "depth": 9, "heads": 12},
 )
 class MLSTM(InterleavedEncoder):
     """Bidirectional mLSTM with query attention.
@@ -90,7 +90,7 @@ class MLSTM(InterleavedEncoder):
         depth: number of layers.
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
-        mixer_heads: heads of the recurrence.
+        mixer_heads: heads of the recurrence; None = as many as query attention has.
         head: width of a head's keys and of its values.
         kernel: taps of the convolution.
         expansion: feed-forward width of query attention over D.
@@ -102,11 +102,12 @@ class MLSTM(InterleavedEncoder):
         depth: int = 4,
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
-        mixer_heads: int = 6,
+        mixer_heads: int | None = None,
         head: int = 64,
         kernel: int = 4,
         expansion: float = 4,
     ):
+        mixer_heads = mixer_heads or heads
         super().__init__(
             width,
             depth,

@@ -123,10 +123,10 @@ class BidirectionalRWKV7(nn.Module):
 
 @register(
     "rwkv7",
-    mini={"width": 192, "depth": 4, "heads": 6, "mixer_heads": 6, "mixer_expansion": 1.4375, "expansion": 2},
-    tiny={"width": 384, "depth": 6, "heads": 6, "mixer_heads": 6, "rank": 64},
-    small={"width": 512, "depth": 10, "heads": 8, "mixer_heads": 8, "rank": 64},
-    base={"width": 768, "depth": 8, "heads": 12, "mixer_heads": 12, "rank": 64},
+    mini={"width": 192, "depth": 4, "heads": 6, "mixer_expansion": 1.4375, "expansion": 2},
+    tiny={"width": 384, "depth": 6, "heads": 6, "rank": 64},
+    small={"width": 512, "depth": 10, "heads": 8, "rank": 64},
+    base={"width": 768, "depth": 8, "heads": 12, "rank": 64},
 )
 class RWKV7(InterleavedEncoder):
     """Bidirectional RWKV-7 with query attention; without the values of the first layer, which theirs mixes into others.
@@ -136,7 +136,7 @@ class RWKV7(InterleavedEncoder):
         depth: number of layers.
         query_attention_layers: the layers, from 0, that query attention follows; None = all.
         heads: heads of query attention.
-        mixer_heads: heads of the recurrence.
+        mixer_heads: heads of the recurrence; None = as many as query attention has.
         rank: of the matrices that give decays, rates and gates.
         mixer_expansion: inner width of the channel mix over D.
         expansion: feed-forward width of query attention over D.
@@ -148,11 +148,12 @@ class RWKV7(InterleavedEncoder):
         depth: int = 4,
         query_attention_layers: Sequence[int] | None = None,
         heads: int = 6,
-        mixer_heads: int = 6,
+        mixer_heads: int | None = None,
         rank: int = 16,
         mixer_expansion: float = 4,
         expansion: float = 4,
     ):
+        mixer_heads = mixer_heads or heads
         super().__init__(
             width,
             depth,

@@ -64,7 +64,7 @@ def test_a_table_with_a_failure_and_no_second_run(arguments, tmp_path, monkeypat
     found = results(tmp_path / "results").runs["good", 0]
     assert "| bad, seed 0 |" in table and "error: it broke" in table
     assert f"{found.metrics['protocols']['all']['reranked']['mAP@R']:.1f}" in table and "| oracle |" in table
-    assert (tmp_path / "results" / "table.csv").read_text().startswith("protocol,,parameters,start,R@1")
+    assert (tmp_path / "results" / "table.csv").read_text().startswith("protocol,,parameters,start,state a layer,R@1")
     assert (tmp_path / "results" / "table.png").stat().st_size > 1000
     compare.main(arguments)
     assert len(commands) == 3  # only the failed one again
