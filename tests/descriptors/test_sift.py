@@ -43,6 +43,7 @@ def test_an_image_without_keypoints_has_none(extractor):
     assert extractor.sizes[1] == 128
 
 
+@pytest.mark.slow
 def test_views_of_one_wall_are_told_from_others(extractor):
     views = [Camera(0, wall, view) for wall in range(6) for view in range(8)]
     walls = np.repeat(np.arange(6), 8)

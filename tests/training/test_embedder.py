@@ -235,6 +235,7 @@ def test_live_descriptors_are_the_extractors_and_have_gradients(images):
     assert float(embedder.network.conv_stem.weight.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_the_network_is_trained_with_the_re_ranker(root, tmp_path):
     lines = [*QUICK, f"folder.path = '{root}'"]
     for rate, parts in ((0.0, 1), (1.0, 2)):
