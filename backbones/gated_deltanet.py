@@ -11,13 +11,10 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
-from backbones._recurrent import log_uniform_steps
+from backbones._recurrent import WAYS, ConvBothWays, log_rates, log_uniform_steps
 from backbones.encoder import ListLayout
-from backbones.ops.causal_conv import causal_conv
 from backbones.ops.gated_delta_rule import gated_delta_rule
 from backbones.registry import register
-
-WAYS = 2
 
 
 class BidirectionalDeltaNet(nn.Module):
@@ -41,10 +38,8 @@ class BidirectionalDeltaNet(nn.Module):
         self.in_proj = nn.Linear(width, channels, bias=False)
         self.rates = nn.Linear(width, 2 * heads, bias=False)  # of decay and of writing
         self.gate = nn.Linear(width, heads * value, bias=False)
-        bound = kernel**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(WAYS, channels, kernel).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(WAYS, channels).uniform_(-bound, bound))
-        self.A_log = nn.Parameter(torch.empty(WAYS, heads).uniform_(1, 16).log())
+        self.conv = ConvBothWays(channels, kernel)
+        self.A_log = nn.Parameter(log_rates(WAYS, heads))
         self.step_bias = nn.Parameter(log_uniform_steps(WAYS, heads))
         self.head_norm = nn.RMSNorm(value, eps=1e-5)
         self.out_proj = nn.Linear(heads * value, width, bias=False)
@@ -62,10 +57,8 @@ class BidirectionalDeltaNet(nn.Module):
 
     def _scanned(self, inner: Tensor, rates: Tensor, mask: Tensor | None) -> Tensor:
         """Convolve and scan in both directions: the mean (B, T', heads, V)."""
-        weight, bias, A_log, step_bias = (
-            p.to(inner.dtype) for p in (self.conv_weight, self.conv_bias, self.A_log, self.step_bias)
-        )
-        seen = causal_conv(inner, weight, bias).split(self.widths, dim=-1)
+        A_log, step_bias = self.A_log.to(inner.dtype), self.step_bias.to(inner.dtype)
+        seen = self.conv(inner).split(self.widths, dim=-1)
         query, key, value = (rearrange(x, "way b t (h d) -> way b t h d", h=self.heads) for x in seen)
         query, key = F.normalize(query, dim=-1) / query.shape[-1] ** 0.5, F.normalize(key, dim=-1)
         decay, write = rates.chunk(2, dim=-1)

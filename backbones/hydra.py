@@ -11,13 +11,11 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
-from backbones._recurrent import log_uniform_steps
+from backbones._recurrent import WAYS, channels_in_heads, log_rates, log_uniform_steps
 from backbones.encoder import ListLayout
 from backbones.ops._chunks import CHUNK, both_ways
 from backbones.ops.ssd import ssd_chunked
 from backbones.registry import register
-
-WAYS = 2
 
 
 def quasi_separable(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -67,9 +65,7 @@ class QuasiSeparable(nn.Module):
 
     def __init__(self, width: int, expansion: float, state: int, heads: int, kernel: int):
         super().__init__()
-        channels = int(width * expansion)
-        if channels % heads:
-            raise ValueError(f"hydra has {channels} channels, which is not a multiple of hydra.mixer_heads {heads}.")
+        channels = channels_in_heads("hydra", width, expansion, heads)
         if kernel % 2 == 0:
             raise ValueError(f"hydra.kernel {kernel} must be odd: the convolution looks as far back as ahead.")
         self.channels, self.state, self.heads = channels, state, heads
@@ -78,7 +74,7 @@ class QuasiSeparable(nn.Module):
         self.in_proj = nn.Linear(width, channels + mixed + WAYS * heads, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(mixed, kernel).uniform_(-bound, bound))
         self.conv_bias = nn.Parameter(torch.empty(mixed).uniform_(-bound, bound))
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(log_rates(heads))
         self.step_bias = nn.Parameter(log_uniform_steps(heads))
         self.diagonal = nn.Linear(channels, heads)
         nn.init.ones_(self.diagonal.bias)

@@ -11,13 +11,10 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
-from backbones._recurrent import log_uniform_steps
+from backbones._recurrent import WAYS, ConvBothWays, channels_in_heads, log_rates, log_uniform_steps
 from backbones.encoder import ListLayout
-from backbones.ops.causal_conv import causal_conv
 from backbones.ops.ssd import ssd
 from backbones.registry import register
-
-WAYS = 2
 
 
 class BidirectionalMamba2(nn.Module):
@@ -35,19 +32,15 @@ class BidirectionalMamba2(nn.Module):
 
     def __init__(self, width: int, expansion: float, state: int, heads: int, kernel: int):
         super().__init__()
-        channels = int(width * expansion)
-        if channels % heads:
-            raise ValueError(f"mamba2 has {channels} channels, which is not a multiple of mamba2.mixer_heads {heads}.")
+        channels = channels_in_heads("mamba2", width, expansion, heads)
         self.channels, self.state, self.heads = channels, state, heads
         mixed = channels + 2 * state
         self.norm = nn.LayerNorm(width)
-        self.in_proj = nn.Linear(width, channels + mixed + self.heads, bias=False)
-        bound = kernel**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(WAYS, mixed, kernel).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(WAYS, mixed).uniform_(-bound, bound))
-        self.A_log = nn.Parameter(torch.empty(WAYS, self.heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(log_uniform_steps(WAYS, self.heads))
-        self.D = nn.Parameter(torch.ones(WAYS, self.heads))
+        self.in_proj = nn.Linear(width, channels + mixed + heads, bias=False)
+        self.conv = ConvBothWays(mixed, kernel)
+        self.A_log = nn.Parameter(log_rates(WAYS, heads))
+        self.step_bias = nn.Parameter(log_uniform_steps(WAYS, heads))
+        self.D = nn.Parameter(torch.ones(WAYS, heads))
         self.gated_norm = nn.RMSNorm(channels, eps=1e-5)
         self.out_proj = nn.Linear(channels, width, bias=False)
 
@@ -64,11 +57,8 @@ class BidirectionalMamba2(nn.Module):
 
     def _scanned(self, inner: Tensor, step: Tensor, mask: Tensor | None) -> Tensor:
         """Convolve and scan in both directions: the mean (B, T', channels)."""
-        weight, bias, A_log, step_bias, D = (
-            p.to(inner.dtype) for p in (self.conv_weight, self.conv_bias, self.A_log, self.step_bias, self.D)
-        )
-        seen = causal_conv(inner, weight, bias)
-        x, B, C = seen.split([self.channels, self.state, self.state], dim=-1)
+        A_log, step_bias, D = (p.to(inner.dtype) for p in (self.A_log, self.step_bias, self.D))
+        x, B, C = self.conv(inner).split([self.channels, self.state, self.state], dim=-1)
         x = rearrange(x, "way b t (h p) -> way b t h p", h=self.heads)
         delta = F.softplus(step + step_bias[:, None, None])
         if mask is not None:  # a masked token leaves the state as it was

@@ -12,13 +12,11 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
-from backbones._recurrent import log_uniform_steps
+from backbones._recurrent import WAYS, channels_in_heads, log_rates, log_uniform_steps
 from backbones.encoder import ListLayout
 from backbones.ops._chunks import CHUNK, both_ways
 from backbones.ops.ssd import ssd_chunked
 from backbones.registry import register
-
-WAYS = 2
 
 
 def rotated(x: Tensor, angle: Tensor) -> Tensor:
@@ -79,9 +77,7 @@ class BidirectionalMamba3(nn.Module):
 
     def __init__(self, width: int, expansion: float, state: int, heads: int):
         super().__init__()
-        channels = int(width * expansion)
-        if channels % heads:
-            raise ValueError(f"mamba3 has {channels} channels, which is not a multiple of mamba3.mixer_heads {heads}.")
+        channels = channels_in_heads("mamba3", width, expansion, heads)
         if state % 2:
             raise ValueError(f"mamba3.state {state} must be even: pairs of it rotate.")
         self.heads, self.sizes = heads, (channels, channels, state, state, state // 2, heads, heads)
@@ -89,7 +85,7 @@ class BidirectionalMamba3(nn.Module):
         self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)
         self.B_norm, self.C_norm = nn.RMSNorm(state, eps=1e-5), nn.RMSNorm(state, eps=1e-5)
         self.B_bias, self.C_bias = (nn.Parameter(torch.ones(heads, state)) for _ in range(2))
-        self.A_log = nn.Parameter(torch.empty(WAYS, heads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(log_rates(WAYS, heads))
         self.step_bias = nn.Parameter(log_uniform_steps(WAYS, heads))
         self.D = nn.Parameter(torch.ones(heads))
         self.gated_norm = nn.RMSNorm(channels, eps=1e-5)

@@ -11,12 +11,10 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, zero_masked
 from backbones._interleaved import InterleavedEncoder
+from backbones._recurrent import WAYS, ConvBothWays
 from backbones.encoder import ListLayout
-from backbones.ops.causal_conv import causal_conv
 from backbones.ops.mlstm import SHUT, mlstm
 from backbones.registry import register
-
-WAYS = 2
 
 
 class BidirectionalMLSTM(nn.Module):
@@ -42,9 +40,7 @@ class BidirectionalMLSTM(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(WAYS, heads))
         self.forget_bias = nn.Parameter(torch.linspace(3, 6, heads).repeat(WAYS, 1))
         self.output_gate = nn.Linear(width, heads * head, bias=False)
-        bound = kernel**-0.5
-        self.conv_weight = nn.Parameter(torch.empty(WAYS, channels, kernel).uniform_(-bound, bound))
-        self.conv_bias = nn.Parameter(torch.empty(WAYS, channels).uniform_(-bound, bound))
+        self.conv = ConvBothWays(channels, kernel)
         self.head_norm = nn.RMSNorm(head, eps=1e-5)
         self.out_proj = nn.Linear(heads * head, width, bias=False)
 
@@ -61,10 +57,8 @@ class BidirectionalMLSTM(nn.Module):
 
     def _scanned(self, inner: Tensor, gates: Tensor, mask: Tensor | None) -> Tensor:
         """Convolve and scan in both directions: the mean (B, T', heads, V)."""
-        weight, bias, input_bias, forget_bias = (
-            p.to(inner.dtype) for p in (self.conv_weight, self.conv_bias, self.input_bias, self.forget_bias)
-        )
-        seen = causal_conv(inner, weight, bias).chunk(3, dim=-1)
+        input_bias, forget_bias = self.input_bias.to(inner.dtype), self.forget_bias.to(inner.dtype)
+        seen = self.conv(inner).chunk(3, dim=-1)
         query, key, value = (rearrange(x, "way b t (h d) -> way b t h d", h=self.heads) for x in seen)
         write, forget = gates.chunk(2, dim=-1)
         log_i = write + input_bias[:, None, None]

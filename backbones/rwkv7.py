@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from backbones._blocks import full_precision, in_slices, zero_masked
 from backbones._interleaved import InterleavedEncoder
+from backbones._recurrent import WAYS
 from backbones.encoder import ListLayout
 from backbones.ops.rwkv7 import rwkv7
 from backbones.registry import register
 from backbones.rwkv import neighbours
 
-WAYS = 2
 STRONGEST = math.exp(-0.5)  # decay of a token, as a logarithm
 EPSILON = 64e-5  # of the norm of a head
 MIXED = ("r", "w", "k", "v", "a", "g")  # receptance, decay, key, value, learning rate in context, gate

@@ -94,10 +94,19 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
-def job_count(text: str) -> int:
-    """Parse how many runs there are at a time."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of runs, at least 1")
+def count(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least {least}")
     return int(text)
 
 

@@ -24,8 +24,8 @@ from typing import Any
 from experiments._cli import (
     LazyModule,
     command_parser,
+    count,
     guarded,
-    job_count,
     rate_text,
     seed_number,
     sentence,
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         "and a picture of quality against cost (pareto.png)",
     )
     group.add_argument(
-        "--jobs", type=job_count, default=1, metavar="N",
+        "--jobs", type=count, default=1, metavar="N",
         help="runs at a time, which share the cores and the GPUs and write logs beside their folders (default 1)",
     )  # fmt: skip
     group.add_argument("--runs", type=Path, default=Path("runs/compare"), help="run folders (default: runs/compare)")

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._cli import LazyModule, add_gin_options, command_parser, guarded
+from experiments._cli import LazyModule, add_gin_options, command_parser, count, guarded, not_negative
 from experiments._profiling.side import Side, in_turn
 
 config = LazyModule("experiments._config")
@@ -61,19 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--table", type=Path, metavar="FILE", help="every row of the supplement's performance table, as Markdown"
     )
     group.add_argument("--layout", default=LANDMARKS, type=_layout, metavar="BLOCKxIMAGES", help="default 50x101")
-    group.add_argument("--local-dim", default=LOCAL_DIM, type=_count, help=f"of the descriptors (default {LOCAL_DIM})")
+    group.add_argument("--local-dim", default=LOCAL_DIM, type=count, help=f"of the descriptors (default {LOCAL_DIM})")
     group.add_argument("--one-by-one", action="store_true", help="a candidate a pass, as where images differ in size")
-    group.add_argument("--batch", type=_count, default=1, help="lists a pass (default 1)")
+    group.add_argument("--batch", type=count, default=1, help="lists a pass (default 1)")
     group.add_argument("--backward", action="store_true", help="with the backward pass (encoder only)")
     group.add_argument("--against", metavar="PACKAGE", help="transformers, mambapy or rwkv")
-    group.add_argument("--lengths", type=_count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
+    group.add_argument("--lengths", type=count, nargs="+", metavar="TOKENS", help="sequence lengths to compare")
     group.add_argument("--backbones", nargs="+", metavar="NAME", help="of --lengths (default: the gin files' one)")
     group = parser.add_argument_group("how it is measured")
     group.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="of a re-ranker's weights and products"
     )
-    group.add_argument("--passes", type=_count, default=10, help="measured passes (default 10)")
-    group.add_argument("--warm-up", type=_not_negative, default=10, help="passes before them (default 10)")
+    group.add_argument("--passes", type=count, default=10, help="measured passes (default 10)")
+    group.add_argument("--warm-up", type=not_negative, default=10, help="passes before them (default 10)")
     group = parser.add_argument_group("results")
     group.add_argument("--picture", type=Path, default=Path("lengths.png"), help="of --lengths (default: lengths.png)")
     group.add_argument("--json", action="store_true", help="print the result as one JSON value in the last line")
@@ -263,20 +263,6 @@ def _layout(text: str) -> tuple[int, int]:
     if block < 3 or images < 2:
         raise argparse.ArgumentTypeError(f"'{text}': a block is 3 tokens or more, and a list 2 images or more")
     return block, images
-
-
-def _count(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _not_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least {least}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -40,19 +40,18 @@ def joined(x: Tensor, tokens: int) -> Tensor:
     return rearrange(x, "n m h c d -> n (m c) h d")[:, :tokens]
 
 
-def decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the decay between the tokens of a chunk, and that from its start.
+def log_decays(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of the decay between the tokens of a chunk, and of that from its start.
 
     Args:
         log_decay: (..., size) of each token, at most 0.
 
     Returns:
-        (..., size, size), from token j to token i, without j's own decay, 0 for j > i; and the logarithms (..., size)
-        from the start to token i, with i's own.
+        (..., size, size), from token j to token i, without j's own decay, -inf for j > i; and (..., size), from the
+        start to token i, with i's own.
     """
     total = log_decay.cumsum(-1)
     size = log_decay.shape[-1]
     later = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu(1)
-    # Masked before the exponential: of what overflows, the gradient would not be a number.
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")).exp()
-    return between, total
+    # Masked before any exponential: of what overflows, the gradient would not be a number.
+    return (total[..., :, None] - total[..., None, :]).masked_fill(later, float("-inf")), total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backbones.ops._chunks import decays, in_chunks, joined
+from backbones.ops._chunks import in_chunks, joined, log_decays
 
 
 def gated_delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, size: int) -> Tensor:
@@ -24,8 +24,8 @@ def gated_delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: T
     """
     tokens, size = k.shape[1], min(size, k.shape[1])
     q, k, v, g, beta = (in_chunks(each, size) for each in (q, k, v, g, beta))
-    between, total = decays(g)
-    end = total[..., -1:]
+    between, total = log_decays(g)
+    between, end = between.exp(), total[..., -1:]
     weighted = beta[..., None] * k
     # Row i: how much of what token j < i writes is held for key i, and so taken out by it.
     taken = (weighted @ k.mT * between).tril(-1)

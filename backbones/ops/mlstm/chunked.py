@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.ops._chunks import in_chunks, joined
+from backbones.ops._chunks import in_chunks, joined, log_decays
 
 
 def mlstm_chunked(q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor, size: int) -> Tensor:
@@ -26,9 +26,8 @@ def mlstm_chunked(q: Tensor, k: Tensor, v: Tensor, log_i: Tensor, log_f: Tensor,
     tokens, size = k.shape[1], min(size, k.shape[1])
     # With a one behind each value, the sum of weights is one more value.
     q, k, v, log_i, log_f = (in_chunks(x, size) for x in (q, k, F.pad(v, (0, 1), value=1.0), log_i, log_f))
-    total = log_f.cumsum(-1)
-    later = torch.ones(size, size, dtype=torch.bool, device=k.device).triu(1)
-    inside = (total[..., :, None] - total[..., None, :] + log_i[..., None, :]).masked_fill(later, float("-inf"))
+    between, total = log_decays(log_f)
+    inside = between + log_i[..., None, :]
     at_end = total[..., -1:] - total + log_i
     # The largest exponents only keep numbers small, so no gradient flows through them.
     largest, largest_at_end = inside.detach().amax(-1), at_end.detach().amax(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backbones.ops._chunks import decays, in_chunks, joined
+from backbones.ops._chunks import in_chunks, joined, log_decays
 
 
 def ssd_chunked(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, size: int) -> Tensor:
@@ -23,8 +23,8 @@ def ssd_chunked(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, size: int) -
     """
     tokens, size = x.shape[1], min(size, x.shape[1])
     x, log_decay, B, C = (in_chunks(each, size) for each in (x, log_decay, B, C))
-    between, total = decays(log_decay)
-    end = total[..., -1:]
+    between, total = log_decays(log_decay)
+    between, end = between.exp(), total[..., -1:]
     # What a chunk adds to the state, then the state that comes into each.
     added = B.mT @ ((end - total).exp()[..., None] * x)
     state, before = torch.zeros_like(added[:, 0]), []
